@@ -1,0 +1,57 @@
+"""Embeddings of a large batch in the memory of one chunk (gradient cache: Gao et al. 2021, arXiv 2101.06983).
+
+The contrastive loss wants the embeddings of the whole batch, but never the towers' activations of more than one chunk.
+Each chunk is embedded and its activations are dropped; the backward pass, which starts from the loss of the whole
+batch, computes them again, chunk by chunk and with the same random numbers. All chunks belong to one graph, so every
+parameter gets its gradient once and whole: DistributedDataParallel, ZeRO and FSDP reduce it as they always do.
+
+Shapes: B rows of the batch, L tokens, E joint embedding.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .modeling_clip_hf_text import trim_padding
+
+
+def embed_in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_size: int | None) -> Tensor:
+    """Returns `embed(inputs)`, computed on `chunk_size` rows at a time.
+
+    Args:
+        embed: gives (rows, E) for some rows of the inputs. Where rows see each other, as in batch norm, a row sees
+            those of its chunk.
+        inputs: (B, ...).
+        chunk_size: rows, at least 1; it need not divide B. None, or B and more, is a plain call.
+    """
+    if chunk_size is None or chunk_size >= len(inputs):
+        return embed(inputs)
+    return torch.cat([checkpoint(embed, chunk, use_reentrant=False) for chunk in inputs.split(chunk_size)])
+
+
+def embed_texts_in_chunks(
+    embed: Callable[[Tensor], Tensor], input_ids: Tensor, eos_token_id: int, chunk_size: int | None
+) -> Tensor:
+    """Returns `embed(input_ids)`, computed on `chunk_size` texts of like length at a time, each chunk trimmed.
+
+    In a batch of hundreds some text is always long, and padding is most of the work. The loss alone needs to know
+    which image a text belongs to, so chunks are made of texts sorted by length, and the embeddings are put back.
+
+    Args:
+        embed: gives (rows, E) for some rows of the ids.
+        input_ids: (B, L), each row with an end-of-text token.
+        eos_token_id: the end-of-text id.
+        chunk_size: as in `embed_in_chunks`.
+
+    Raises:
+        ValueError: a row has no end-of-text token.
+    """
+    if chunk_size is None or chunk_size >= len(input_ids):
+        return embed(trim_padding(input_ids, eos_token_id))
+    order = (input_ids == eos_token_id).int().argmax(dim=-1).argsort()
+    # All are trimmed before the first is embedded: on an accelerator, asking for a length waits for all work given.
+    chunks = [trim_padding(chunk, eos_token_id) for chunk in input_ids[order].split(chunk_size)]
+    embeds = torch.cat([checkpoint(embed, chunk, use_reentrant=False) for chunk in chunks])
+    return torch.empty_like(embeds).index_copy(0, order, embeds)

@@ -1,0 +1,177 @@
+"""What the joint model and its towers share: complete loading, saving in our own layout, default weights, pixels."""
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .configuration_clip_hf_towers import ClipHfImageConfig
+from .conversion_clip_hf import IGNORED_KEYS, PROJECTION_KEYS, TEXT_TOWER_KEYS
+
+
+class ClipHfPreTrainedModel(PreTrainedModel):
+    """A `PreTrainedModel` that never leaves a weight at random values, or one of the file unused, without an error."""
+
+    base_model_prefix = "clip_hf"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args: Any,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Self | tuple[Self, dict[str, Any]]:
+        """Returns the model of a checkpoint: ours, transformers' CLIP, or a state dict in OpenAI's layout.
+
+        Args:
+            pretrained_model_name_or_path: a folder or a Hub repository; None with `config` and `state_dict`.
+            args: as in `PreTrainedModel.from_pretrained`.
+            output_loading_info: also return the missing, unexpected and mismatched keys, instead of raising on them.
+            kwargs: as in `PreTrainedModel.from_pretrained`. `vision_config={"image_size": 336}` opens a joint
+                checkpoint at another resolution, its image positions interpolated; for a tower that is
+                `image_size=336`. `projection_dim=None` opens a tower without its projection.
+
+        Raises:
+            ValueError: the checkpoint lacks weights of the model, or holds weights that the model has no place for.
+        """
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        if output_loading_info:
+            return model, info
+        problems = [
+            f"{kind} weights ({len(keys)}): {', '.join(sorted(map(str, keys)))}"
+            for kind in ("missing", "unexpected")
+            if (keys := info[f"{kind}_keys"])
+        ]
+        if problems:
+            raise ValueError(
+                f"{pretrained_model_name_or_path or 'the state dict'} does not fit {cls.__name__}: "
+                f"{'; '.join(problems)}. Pass output_loading_info=True to get the model and these lists instead."
+            )
+        return model
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, save_original_format: bool = False, **kwargs: Any
+    ) -> None:
+        """Saves the model in our own layout, whatever layout it came from.
+
+        Args:
+            save_directory: the folder, made if needed.
+            args: as in `PreTrainedModel.save_pretrained`.
+            save_original_format: True writes the layout that the weights were loaded from.
+            kwargs: as in `PreTrainedModel.save_pretrained`.
+        """
+        for key in self.config.sub_configs:  # loading writes the dtype there too; both must save the same file
+            getattr(self.config, key).dtype = self.dtype
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        ignored = re.compile("|".join((*IGNORED_KEYS, *self._other_parts())))
+        loading_info.unexpected_keys = {key for key in loading_info.unexpected_keys if not ignored.search(key)}
+
+    def _other_parts(self) -> tuple[str, ...]:
+        """Returns patterns of the keys in a joint checkpoint that are another part's."""
+        return ()
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code outside transformers, modules without parameters of their own would be passed over; ours draw the
+        # weights of their children, with functions that leave loaded weights alone.
+        super()._initialize_weights(module, is_custom_code=False)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # torch's own default, which the public code leaves wherever it sets nothing itself. Written out, because
+        # `reset_parameters` reads shapes, and under ZeRO-3 a parameter that is not gathered has none.
+        if isinstance(module, nn.Linear):
+            _draw_uniform(module, fan_in=module.in_features)
+        elif isinstance(module, nn.Conv2d):
+            _draw_uniform(module, fan_in=module.in_channels * math.prod(module.kernel_size))
+        else:
+            super()._init_weights(module)
+
+
+def _draw_uniform(module: nn.Linear | nn.Conv2d, fan_in: int) -> None:
+    for parameter in (module.weight, module.bias):
+        if parameter is not None:
+            init.uniform_(parameter, -(fan_in**-0.5), fan_in**-0.5)
+
+
+@dataclass
+class ClipHfImageOutput(BaseModelOutputWithPooling):
+    """What an image tower returns.
+
+    Args:
+        last_hidden_state: ViT: (B, 1 + patches, D), before the last layer norm. ResNet: (B, D, H / 32, W / 32).
+        pooler_output: (B, D), the image feature before the projection.
+        hidden_states: the input and output of every block, where asked for.
+        attentions: the attention weights of every block, where asked for.
+        image_embeds: (B, E), projected, not normalised; None for a tower without projection.
+    """
+
+    image_embeds: Tensor | None = None
+
+
+class ClipHfImageModel(ClipHfPreTrainedModel):
+    """What both image towers are to the loader and to pipelines."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def _other_parts(self) -> tuple[str, ...]:
+        return TEXT_TOWER_KEYS if self.config.projection_dim else (*TEXT_TOWER_KEYS, *PROJECTION_KEYS)
+
+
+def normalize_pixels(pixel_values: Tensor, config: ClipHfImageConfig, dtype: torch.dtype) -> Tensor:
+    """Returns pixels as the image tower computes with them.
+
+    uint8 pixels are raw and are normalised here, on the device they are on; floating-point pixels are normalised
+    already. The dtype alone decides.
+
+    Args:
+        pixel_values: (B, C, H, W), uint8 in 0..255 or floating point, normalised.
+        config: gives `image_mean` and `image_std`, in units of [0, 1].
+        dtype: of the tower's weights.
+
+    Raises:
+        ValueError: the pixels are not four-dimensional with the tower's number of channels, or are of another
+            integer type.
+    """
+    if pixel_values.dim() != 4 or pixel_values.shape[1] != config.num_channels:
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}, but must be (batch, {config.num_channels}, height, "
+            "width)"
+        )
+    if pixel_values.dtype == torch.uint8:
+        mean, std = (
+            torch.tensor(values, device=pixel_values.device).view(-1, 1, 1)
+            for values in (config.image_mean, config.image_std)
+        )
+        pixel_values = (pixel_values / 255 - mean) / std
+    elif not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values is {pixel_values.dtype}, but must be uint8 (raw) or floating point (normalised)"
+        )
+    return pixel_values.to(dtype)
+
+
+def normalize_embeds(embeds: Tensor) -> Tensor:
+    """Returns embeddings (B, E) at unit length, in float32 or what they are of more than that.
+
+    Half precision would cost their length three digits, and every similarity with it.
+    """
+    return nn.functional.normalize(embeds.to(torch.promote_types(embeds.dtype, torch.float32)), dim=-1)

@@ -1,0 +1,123 @@
+"""The ViT image tower: patches to one feature (CLIP paper, section 2.4).
+
+It differs from the ViT of Dosovitskiy et al. by a layer norm before the Transformer and by its initialisation.
+Shapes: B batch, C channels, H and W pixels, L = 1 + patches, D width, E joint embedding.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_clip_hf_towers import ClipHfViTConfig
+from .conversion_clip_hf import interpolate_positions
+from .modeling_clip_hf_base import ClipHfImageModel, ClipHfImageOutput, normalize_pixels
+from .modeling_clip_hf_transformer import ClipHfAttention, ClipHfTransformerLayer, init_transformer_module
+
+
+class ClipHfViTEmbeddings(nn.Module):
+    """Patches, the class embedding before them, and positions."""
+
+    def __init__(self, config: ClipHfViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
+        self.patch_embedding = nn.Conv2d(
+            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
+        )
+        self.position_embedding = nn.Parameter(torch.empty(1 + config.grid_size**2, config.hidden_size))
+
+    def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
+        """Returns (B, L, D) for pixels (B, C, H, W).
+
+        Raises:
+            ValueError: the pixels are not of the configured size and `interpolate_pos_encoding` is off.
+        """
+        config = self.config
+        if not interpolate_pos_encoding and pixel_values.shape[-2:] != (config.image_size, config.image_size):
+            raise ValueError(
+                f"pictures are {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
+                f"{config.image_size} x {config.image_size}: resize them with the image processor, or pass "
+                "interpolate_pos_encoding=True"
+            )
+        pixel_values = normalize_pixels(pixel_values, config, self.patch_embedding.weight.dtype)
+        patches = self.patch_embedding(pixel_values)  # (B, D, H / P, W / P)
+        class_embedding = self.class_embedding.expand(patches.shape[0], 1, -1)
+        embeddings = torch.cat([class_embedding, patches.flatten(2).transpose(1, 2)], dim=1)
+        return embeddings + interpolate_positions(self.position_embedding, *patches.shape[-2:])
+
+
+class ClipHfViTModel(ClipHfImageModel):
+    """The ViT image tower, with a projection into the joint space if its configuration names one.
+
+    Opened from a joint checkpoint, it takes the image half of it.
+
+    Args:
+        config: widths, depth, patch and image size.
+    """
+
+    config: ClipHfViTConfig
+    _no_split_modules = ["ClipHfViTEmbeddings", "ClipHfTransformerLayer"]
+    _can_record_outputs = {"hidden_states": ClipHfTransformerLayer, "attentions": ClipHfAttention}
+
+    def __init__(self, config: ClipHfViTConfig) -> None:
+        super().__init__(config)
+        self.embeddings = ClipHfViTEmbeddings(config)
+        self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers = nn.ModuleList(ClipHfTransformerLayer(config) for _ in range(config.num_hidden_layers))
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.projection = (
+            nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projection_dim else None
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Returns the map from patches to the residual stream."""
+        return self.embeddings.patch_embedding
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+    ) -> ClipHfImageOutput:
+        """Returns the feature of each picture.
+
+        Args:
+            pixel_values: (B, C, H, W), uint8 raw or floating point normalised.
+            interpolate_pos_encoding: take pictures of any size, positions interpolated to their grid of patches.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
+
+        Raises:
+            ValueError: the pixels have the wrong shape or type.
+        """
+        hidden_states = self.pre_layernorm(self.embeddings(pixel_values, interpolate_pos_encoding))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, None, **kwargs)
+        feature = self.post_layernorm(hidden_states[:, 0])
+        return ClipHfImageOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=feature,
+            image_embeds=None if self.projection is None else self.projection(feature),
+        )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draws the initial weights.
+
+        The paper mentions an initialisation of its own for the ViT and does not print it. Ours: the text tower's
+        formulas with the ViT's width and depth, class and position embeddings at width^-0.5 (the public code), torch's
+        default for the patch embedding.
+        """
+        super()._init_weights(module)
+        init_transformer_module(module)
+        if isinstance(module, ClipHfViTEmbeddings):
+            init.normal_(module.class_embedding, std=self.config.hidden_size**-0.5)
+            init.normal_(module.position_embedding, std=self.config.hidden_size**-0.5)
+        elif module is self and self.projection is not None:
+            init.normal_(self.projection.weight, std=self.config.hidden_size**-0.5)
+
+
+ClipHfViTModel.register_for_auto_class("AutoModel")
