@@ -1,0 +1,28 @@
+"""Pictures and texts to model inputs: the image processor and the tokenizer as one object."""
+
+from transformers import PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import ProcessorMixin
+
+from .image_processing_clip_hf import ClipHfImageProcessor
+from .tokenization_clip_hf import ClipHfTokenizer
+
+# A checkpoint's code offers all three: transformers copies the files that this one names.
+__all__ = ["ClipHfImageProcessor", "ClipHfProcessor", "ClipHfTokenizer"]
+
+
+class ClipHfProcessor(ProcessorMixin):
+    """Prepares pictures, texts or both: `processor(images=..., text=..., return_tensors="pt")`.
+
+    Pictures become `pixel_values` (B, 3, H, W), texts `input_ids` and `attention_mask` (B, L).
+
+    Args:
+        image_processor: a `ClipHfImageProcessor`.
+        tokenizer: a `ClipHfTokenizer`.
+    """
+
+    def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(image_processor, tokenizer)
+
+
+ClipHfProcessor.register_for_auto_class()
