@@ -1,0 +1,105 @@
+"""The reduction of the logits, tile by tile: the matrix of logits is never held, neither forward nor backward.
+
+One pass over the tiles serves both directions: each tile of logits is computed once forward and once more backward,
+and adds to the log-sum-exp of its images (rows) and of its texts (columns). That is 8 B N D flops for the loss and all
+gradients, where a plain matrix takes 6, in memory for a few tiles and the gradients themselves.
+
+Shapes: B images, N texts, D the width of the joint embedding space.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def reduce_logits_in_tiles(
+    image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, first_match: int, tile_size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as `reduce_logits` of the model, from tiles of `tile_size` images by `tile_size` texts.
+
+    Args:
+        image_embeds: (B, D).
+        text_embeds: (N, D); text `first_match + i` describes image i.
+        scale: (), linear.
+        first_match: row of `text_embeds` that describes the first image.
+        tile_size: side of a tile; need not divide B or N.
+
+    Returns:
+        (B,) the logit of each matching pair, (B,) log-sum-exp over the texts of each image, and (N,) log-sum-exp over
+        the images of each text.
+    """
+    return _TiledReduction.apply(image_embeds, text_embeds, scale, first_match, tile_size)
+
+
+class _TiledReduction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, first_match: int, tile_size: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        matching = image_embeds.new_empty(len(image_embeds))
+        image_maxima, text_maxima = (part.new_full((len(part),), -torch.inf) for part in (image_embeds, text_embeds))
+        image_sums, text_sums = torch.zeros_like(image_maxima), torch.zeros_like(text_maxima)
+        for rows in _slices(len(image_embeds), tile_size):
+            scaled_images = scale * image_embeds[rows]
+            for columns in _slices(len(text_embeds), tile_size):
+                logits = scaled_images @ text_embeds[columns].T
+                _add_exponentials(logits, 1, image_maxima[rows], image_sums[rows])
+                _add_exponentials(logits, 0, text_maxima[columns], text_sums[columns])
+                diagonal, images = _matches(logits, rows.start, columns.start - first_match)
+                matching[images] = diagonal
+        ctx.save_for_backward(image_embeds, text_embeds, scale, image_maxima, image_sums, text_maxima, text_sums)
+        ctx.first_match, ctx.tile_size = first_match, tile_size
+        return matching, image_maxima + image_sums.log(), text_maxima + text_sums.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_matching: Tensor, grad_image_log_sums: Tensor, grad_text_log_sums: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, None, None]:
+        image_embeds, text_embeds, scale, image_maxima, image_sums, text_maxima, text_sums = ctx.saved_tensors
+        image_weights, text_weights = grad_image_log_sums / image_sums, grad_text_log_sums / text_sums
+        needs_image_grad, needs_text_grad = ctx.needs_input_grad[:2]
+        grad_images = torch.empty_like(image_embeds) if needs_image_grad else None
+        grad_texts = torch.zeros_like(text_embeds) if needs_text_grad else None
+        grad_scale = torch.zeros_like(scale)
+        # A caller may run the backward pass under autocast, which must not reach the logits.
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            for rows in _slices(len(image_embeds), ctx.tile_size):
+                scaled_images = scale * image_embeds[rows]
+                pull = torch.zeros_like(scaled_images)  # on each image, by all texts, before the scale
+                for columns in _slices(len(text_embeds), ctx.tile_size):
+                    logits = scaled_images @ text_embeds[columns].T
+                    grad_logits = (logits - image_maxima[rows, None]).exp_().mul_(image_weights[rows, None])
+                    grad_logits.addcmul_(logits.sub_(text_maxima[columns]).exp_(), text_weights[columns])
+                    diagonal, images = _matches(grad_logits, rows.start, columns.start - ctx.first_match)
+                    diagonal.add_(grad_matching[images])
+                    pull.addmm_(grad_logits, text_embeds[columns])
+                    if grad_texts is not None:
+                        grad_texts[columns].addmm_(grad_logits.T, scaled_images)
+                grad_scale += (pull * image_embeds[rows]).sum()
+                if grad_images is not None:
+                    torch.mul(pull, scale, out=grad_images[rows])
+        return grad_images, grad_texts, grad_scale, None, None
+
+
+def _slices(length: int, size: int) -> Iterator[slice]:
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
+
+
+def _add_exponentials(logits: Tensor, dim: int, maxima: Tensor, sums: Tensor) -> None:
+    """Updates, in place, running maxima and the sums of exp(logit - maximum) (arXiv 1805.02867, Algorithm 3)."""
+    new_maxima = torch.maximum(maxima, logits.amax(dim))
+    sums.mul_((maxima - new_maxima).exp_()).add_((logits - new_maxima.unsqueeze(dim)).exp_().sum(dim))
+    maxima.copy_(new_maxima)
+
+
+def _matches(tile: Tensor, first_image: int, first_text: int) -> tuple[Tensor, slice]:
+    """The entries of a tile, as a view, where image and text have one number, and the slice of those images."""
+    offset = first_image - first_text
+    diagonal = tile.diagonal(offset)
+    start = first_image + max(0, -offset)
+    return diagonal, slice(start, start + len(diagonal))
