@@ -1,0 +1,91 @@
+"""Trains CLIP: a released architecture from the beginning, or a checkpoint further, on one processor or many GPUs.
+
+python scripts/train.py scripts/recipes/shapes.yaml
+torchrun --nproc_per_node 8 scripts/train.py recipe.yaml --bf16 --per_device_train_batch_size 4096
+deepspeed scripts/train.py recipe.yaml --deepspeed scripts/deepspeed/zero2.json
+accelerate launch scripts/train.py --train_data photos --eval_data held_out --output_dir outputs/photos
+"""
+
+import json
+from dataclasses import dataclass, field
+
+from torch.distributed.elastic.multiprocessing.errors import record
+from transformers import set_seed
+
+from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
+from clip_hf.data.collator import ImageTextCollator, ImageTextPairs
+from clip_hf.data.sources import Examples, all_captions, load_examples
+from clip_hf.training import ClipTrainer, ClipTrainingArguments
+from clip_hf.training.initial_weights import whole_on_every_process
+from clip_hf.training.recipe import parse_recipe
+
+
+@dataclass
+class ModelArguments:
+    """Which model: `model`, or the others."""
+
+    model: str | None = field(default=None, metadata={"help": "Checkpoint to train further: a folder or a Hub name."})
+    architecture: str = field(default="ViT-B/32", metadata={"help": "Architecture to train from the beginning."})
+    config: dict | str | None = field(
+        default=None, metadata={"help": "Fields of its ClipHfConfig to change, as JSON."}
+    )
+    tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer's folder; by default, one is trained."})
+    vocab_size: int = field(default=49_408, metadata={"help": "Most entries of a tokenizer that is trained."})
+
+
+@dataclass
+class DataArguments:
+    """Which pairs."""
+
+    train_data: str = field(default="shapes", metadata={"help": "Folder of images and metadata.jsonl, or 'shapes'."})
+    eval_data: str | None = field(default=None, metadata={"help": "The same, for evaluation during training."})
+
+
+def build_processor(args: ModelArguments, config: ClipHfConfig, examples: Examples) -> ClipHfProcessor:
+    """Returns the tokenizer, loaded or trained, and an image processor for the configuration's pictures."""
+    if args.tokenizer is not None:
+        tokenizer = ClipHfTokenizer.from_pretrained(args.tokenizer)
+    else:
+        context_length = config.text_config.max_position_embeddings
+        tokenizer = ClipHfTokenizer.train(all_captions(examples), args.vocab_size, context_length)
+    vision = config.vision_config
+    image_processor = ClipHfImageProcessor(
+        size=vision.image_size, crop_size=vision.image_size, image_mean=vision.image_mean, image_std=vision.image_std
+    )
+    return ClipHfProcessor(image_processor, tokenizer)
+
+
+def build(args: ModelArguments, examples: Examples) -> tuple[ClipHfModel, ClipHfProcessor]:
+    """Returns the model and its processor, opened or new."""
+    if args.model is not None:
+        return ClipHfModel.from_pretrained(args.model), ClipHfProcessor.from_pretrained(args.model)
+    changes = json.loads(args.config) if isinstance(args.config, str) else args.config or {}
+    config = ClipHfConfig.from_architecture(args.architecture, **changes)
+    tokenizer = (processor := build_processor(args, config, examples)).tokenizer
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    text_config = changes.pop("text_config", {}) | sizes
+    config = ClipHfConfig.from_architecture(args.architecture, text_config=text_config, **changes)
+    return ClipHfModel(config), processor
+
+
+@record
+def main(args: list[str] | None = None) -> None:
+    """Trains, and saves model, processor, results.json and curves.png."""
+    parsed = parse_recipe((ModelArguments, DataArguments, ClipTrainingArguments), __doc__, args)
+    model_args, data_args, training_args = parsed
+    set_seed(training_args.seed)
+    examples = load_examples(data_args.train_data, "training")
+    with whole_on_every_process(training_args):
+        model, processor = build(model_args, examples)
+    pairs = ImageTextPairs(examples, processor, "training", training_args.seed)
+    eval_pairs = None
+    if data_args.eval_data is not None:
+        eval_pairs = ImageTextPairs(load_examples(data_args.eval_data, "evaluation"), processor, "evaluation")
+    trainer = ClipTrainer(model, training_args, ImageTextCollator(processor), pairs, eval_pairs, processor)
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Examples to model inputs: pictures cropped to uint8 pixels, captions chosen, batches padded to their longest text.
+
+Shapes: B batch, S image size in pixels, L tokens.
+"""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import ProcessorMixin
+
+from clip_hf.data.sources import Examples, captions_of
+
+
+class ImageTextPairs(Dataset):
+    """Examples prepared for the model, the pixels left raw: the model normalises them on its own device.
+
+    In training, a random square is cut from the resized picture, the paper's one augmentation (section 2.3), and one
+    of several captions is chosen; both depend on seed, epoch and index alone, whatever process or worker reads them.
+    In evaluation it is the central square and the first caption.
+
+    Args:
+        examples: what to prepare.
+        processor: resizes pictures.
+        mode: "training" or "evaluation".
+        seed: of the crops and the choice of captions.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        processor: ProcessorMixin,
+        mode: Literal["training", "evaluation"],
+        seed: int = 0,
+    ) -> None:
+        self.examples = examples
+        self.image_processor = processor.image_processor
+        self.mode = mode
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next epoch's crops and captions; the trainer calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns "pixel_values" (3, S, S) in uint8, "text", and "sample_id", the file's name or the index."""
+        example = self.examples[index]
+        image, name = example["image"], str(index)
+        if isinstance(image, dict):
+            image, name = image["path"] or image["bytes"], image["path"] or name
+        captions = captions_of(example)
+        if self.mode == "evaluation":
+            return {"pixel_values": self._pixels(image, None), "text": captions[0], "sample_id": name}
+        rng = random.Random(f"{self.seed} {self.epoch} {index}")
+        return {"pixel_values": self._pixels(image, rng), "text": rng.choice(captions), "sample_id": name}
+
+    def _pixels(self, image: Any, rng: random.Random | None) -> Tensor:
+        options = {"do_rescale": False, "do_normalize": False, "do_center_crop": rng is None, "return_tensors": "pt"}
+        pixels = self.image_processor(image, **options)["pixel_values"][0]
+        return pixels if rng is None else random_crop(pixels, self.image_processor.crop_size["height"], rng)
+
+
+def random_crop(pixels: Tensor, size: int, rng: random.Random) -> Tensor:
+    """Returns a random square of a picture.
+
+    Args:
+        pixels: (3, H, W), neither side smaller than the square.
+        size: side of the square in pixels.
+        rng: draws the place.
+    """
+    top, left = (rng.randint(0, side - size) for side in pixels.shape[-2:])
+    return pixels[:, top : top + size, left : left + size]
+
+
+class ImageTextCollator:
+    """Makes a batch of the pairs of `ImageTextPairs`.
+
+    Args:
+        processor: its tokenizer encodes the texts of a batch, padded to the longest and cut to the context length.
+    """
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self.tokenizer = processor.tokenizer
+
+    def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
+        """Returns `pixel_values` (B, 3, S, S) in uint8, `input_ids` (B, L) and `sample_ids`, a list of B names."""
+        input_ids = self.tokenizer([pair["text"] for pair in pairs], padding=True, return_tensors="pt")["input_ids"]
+        return {
+            "pixel_values": torch.stack([pair["pixel_values"] for pair in pairs]),
+            "input_ids": input_ids,
+            "sample_ids": [pair["sample_id"] for pair in pairs],
+        }

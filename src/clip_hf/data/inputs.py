@@ -1,0 +1,146 @@
+"""Pictures or texts with an id each: what a model is asked to embed."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from datasets import Dataset, Image, load_dataset
+from PIL import Image as PillowImage
+
+Modality = Literal["image", "text"]
+
+# Names under which datasets usually keep them, the first that is there is taken.
+COLUMNS = {"image": ("image", "img", "file_name"), "text": ("captions", "caption", "text", "sentence")}
+ID_COLUMNS = ("id", "image_id", "file_name")
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+class Input(NamedTuple):
+    """One picture or text.
+
+    Args:
+        id: unique in its table.
+        value: a path or the bytes of a picture, or a text.
+    """
+
+    id: str
+    value: Any
+
+
+class Columns(NamedTuple):
+    """Names of a table's columns, None for the usual ones."""
+
+    image: str | None = None
+    text: str | None = None
+    id: str | None = None
+
+
+USUAL_COLUMNS = Columns()
+
+
+def load_inputs(
+    source: str | os.PathLike[str], modality: Modality, columns: Columns = USUAL_COLUMNS, split: str = "train"
+) -> Sequence[Input]:
+    """Returns all pictures or texts of a source, in an order that does not change.
+
+    Args:
+        source: a folder of pictures, with or without a metadata.jsonl that has their captions; a .txt file, one text a
+            line; a .jsonl, .csv or .parquet file; or the name of a dataset on the Hub.
+        modality: what to take from it. A picture with several captions gives several texts, `<id>#0`, `<id>#1`, ...
+        columns: of a table, where their names are unusual.
+        split: of a dataset on the Hub.
+
+    Raises:
+        ValueError: the source is empty, lacks a column, or its ids are not unique.
+    """
+    path = Path(source)
+    if path.is_dir():
+        inputs = _from_folder(path, modality, columns)
+    elif path.suffix == ".txt" and path.is_file():
+        if modality == "image":
+            raise ValueError(f"{source} holds texts, but pictures were asked for")
+        lines = path.read_text(encoding="utf-8").splitlines()
+        inputs = [Input(str(number), line) for number, line in enumerate(lines) if line.strip()]
+    elif path.suffix in READERS and path.is_file():
+        table = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+        inputs = _from_table(str(source), table, modality, columns, path.parent)
+    elif path.exists():
+        raise ValueError(f"{source} is neither a folder nor one of .txt, {', '.join(READERS)}")
+    else:
+        inputs = _from_table(str(source), load_dataset(str(source), split=split), modality, columns, None)
+    return _checked(str(source), modality, inputs)
+
+
+def _from_folder(folder: Path, modality: Modality, columns: Columns) -> Sequence[Input]:
+    metadata = folder / "metadata.jsonl"
+    if metadata.is_file():
+        lines = metadata.read_text(encoding="utf-8").splitlines()
+        table = Dataset.from_list([json.loads(line) for line in lines if line.strip()])
+        return _from_table(str(metadata), table, modality, columns, folder)
+    if modality == "text":
+        raise ValueError(
+            f"{folder} has no metadata.jsonl, and so no texts: give one line for each image, with its text"
+        )
+    endings = PillowImage.registered_extensions()
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in endings and file.is_file())
+    return [Input(file.relative_to(folder).as_posix(), str(file)) for file in files]
+
+
+def _from_table(
+    name: str, table: Dataset, modality: Modality, columns: Columns, folder: Path | None
+) -> Sequence[Input]:
+    column = _choose(name, table, getattr(columns, modality), COLUMNS[modality], modality)
+    id_column = columns.id and _choose(name, table, columns.id, (), "id")
+    id_column = id_column or next((usual for usual in ID_COLUMNS if usual in table.column_names), None)
+    ids = [str(value) for value in table[id_column]] if id_column else [str(number) for number in range(len(table))]
+    if modality == "image":
+        if isinstance(table.features[column], Image):
+            table = table.cast_column(column, Image(decode=False))
+        return _Pictures(table, column, ids, folder)
+    inputs = []
+    for id_, value in zip(ids, table[column], strict=True):
+        if isinstance(value, str):
+            inputs.append(Input(id_, value))
+        else:
+            inputs += [Input(f"{id_}#{number}", text) for number, text in enumerate(value)]
+    return inputs
+
+
+def _choose(name: str, table: Dataset, wanted: str | None, usual: Sequence[str], what: str) -> str:
+    found = next((column for column in ((wanted,) if wanted else usual) if column in table.column_names), None)
+    if found is None:
+        missing = f"no column '{wanted}'" if wanted else f"no column of {what}s ({', '.join(usual)})"
+        raise ValueError(f"{name} has {missing}; there are {', '.join(table.column_names)}: name one of them")
+    return found
+
+
+class _Pictures(Sequence[Input]):
+    """Reads the bytes of a picture when it is asked for: a table of pictures may be larger than the memory."""
+
+    def __init__(self, table: Dataset, column: str, ids: list[str], folder: Path | None) -> None:
+        self.table, self.column, self.ids, self.folder = table, column, ids, folder
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        value = self.table[index][self.column]
+        if isinstance(value, dict):  # an Image feature, not decoded
+            value = value["bytes"] or value["path"]
+        elif isinstance(value, str) and self.folder is not None:
+            value = str(self.folder / value)
+        return Input(self.ids[index], value)
+
+
+def _checked(source: str, modality: Modality, inputs: Sequence[Input]) -> Sequence[Input]:
+    if not len(inputs):
+        raise ValueError(f"{source} holds no {modality}s")
+    ids = inputs.ids if isinstance(inputs, _Pictures) else [one.id for one in inputs]
+    if len(set(ids)) < len(ids):
+        twice = next(id_ for number, id_ in enumerate(ids) if id_ in set(ids[:number]))
+        raise ValueError(f"{source} has the id '{twice}' more than once: name a column of unique ids")
+    return inputs

@@ -1,0 +1,1 @@
+"""What a trained model is worth, and its features for whoever builds on them."""

@@ -1,0 +1,211 @@
+"""Embeddings of many pictures or texts, written to Parquet files that a second run completes.
+
+The rows are divided into files of equal size, by their order alone. A file is written under another name and then
+renamed, so it is there as a whole or not at all; processes share the files among themselves and never wait for each
+other. What is missing after a crash is missing as whole files, whichever processes run next.
+
+Shapes: B batch, L tokens, E joint embedding.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pyarrow
+import pyarrow.parquet
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from transformers import BatchFeature, PreTrainedModel
+
+from clip_hf.distributed import rank, world_size
+from clip_hf.model.image_decoding_clip_hf import ImageDecodingError, decode_image
+
+Modality = Literal["image", "text"]
+DESCRIPTION_FILE = "embedding.json"
+BROKEN_FILE = "broken.jsonl"
+
+
+class Input(Protocol):
+    """A picture (path or bytes) or a text, with its id."""
+
+    id: str
+    value: Any
+
+
+class Embedder:
+    """Turns pictures and texts into unit embeddings.
+
+    Args:
+        model: a `ClipHfModel` or transformers' `CLIPModel`.
+        image_processor: makes `pixel_values`; None if there are no pictures.
+        tokenizer: makes `input_ids`; None if there are no texts.
+        batch_size: pictures or texts at a time.
+        num_workers: processes that decode pictures.
+        advance: called with the number of pictures or texts after each batch.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        image_processor: Any,
+        tokenizer: Any,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        advance: Callable[[int], object] = lambda number: None,
+    ) -> None:
+        self.model = model.eval()
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.advance = advance
+
+    @torch.inference_mode()
+    def embed_images(self, images: Sequence[Input] | Subset) -> tuple[list[str], Tensor, list[dict[str, str]]]:
+        """Returns the ids of the pictures that decode, their embeddings (B, E), and id and reason of the others."""
+        raw = {"do_rescale": False, "do_normalize": False} if self.model.config.model_type == "clip_hf" else {}
+        loader: DataLoader[Any] = DataLoader(
+            images,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=partial(_prepare_pictures, image_processor=self.image_processor, options=raw),
+        )
+        ids, embeds, broken = [], [torch.empty(0, self.model.config.projection_dim)], []
+        for batch_ids, pixel_values, batch_broken in loader:
+            ids += batch_ids
+            broken += batch_broken
+            self.advance(len(batch_ids) + len(batch_broken))
+            if pixel_values:
+                pixels = torch.cat(pixel_values).to(self.model.device)
+                pixels = pixels.to(self.model.dtype) if pixels.is_floating_point() else pixels
+                embeds.append(_unit(self.model.get_image_features(pixel_values=pixels)))
+        return ids, torch.cat(embeds), broken
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Returns (B, E); texts are embedded in the order of their lengths, each batch as long as its longest."""
+        ids = self.tokenizer(list(texts), truncation=True)["input_ids"]
+        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
+        embeds = []
+        for start in range(0, len(order), self.batch_size):
+            batch = {"input_ids": [ids[place] for place in order[start : start + self.batch_size]]}
+            inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.model.device)
+            embeds.append(_unit(self.model.get_text_features(**inputs)))
+            self.advance(len(batch["input_ids"]))
+        return torch.empty(len(order), embeds[0].shape[1]).index_copy_(0, torch.tensor(order), torch.cat(embeds))
+
+
+def _prepare_pictures(
+    images: Sequence[Input], image_processor: Any, options: dict[str, Any]
+) -> tuple[list[str], list[Tensor], list[dict[str, str]]]:
+    """Returns ids and pixels (1, 3, H, W) of the pictures that decode, id and reason of the others."""
+    ids, pixel_values, broken = [], [], []
+    for image in images:
+        try:
+            picture = decode_image(image.value, name=image.id)
+        except ImageDecodingError as error:
+            broken.append({"id": image.id, "reason": str(error)})
+            continue
+        ids.append(image.id)
+        pixel_values.append(image_processor(picture, return_tensors="pt", **options)["pixel_values"])
+    return ids, pixel_values, broken
+
+
+def _unit(features: BatchFeature) -> Tensor:
+    return torch.nn.functional.normalize(features.pooler_output.float(), dim=-1).cpu()
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Returns a digest of all weights: two models that differ in one number have different ones."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def open_run(output_dir: Path, description: dict[str, Any]) -> None:
+    """Starts a run in a folder, or goes on with the same one.
+
+    Args:
+        output_dir: made if needed.
+        description: everything that the embeddings depend on.
+
+    Raises:
+        ValueError: the folder holds embeddings of another run; the message says what differs.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    file = output_dir / DESCRIPTION_FILE
+    if file.is_file():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        names = sorted(name for name in description | found if description.get(name) != found.get(name))
+        if names:
+            differences = "; ".join(f"{name}: {found.get(name)!r}, now {description.get(name)!r}" for name in names)
+            raise ValueError(f"{output_dir} holds embeddings of another run ({differences}): choose another folder")
+    elif rank() == 0:
+        _write_text(file, json.dumps(description, indent=2) + "\n")
+
+
+def write_embeddings(
+    embedder: Embedder, inputs: Sequence[Input], modality: Modality, output_dir: Path, shard_size: int = 10_000
+) -> None:
+    """Writes this process's share of the files `<modality>-00000.parquet`, ..., leaving out those that are there.
+
+    A file has the columns `id` (string) and `embedding` (E float32, unit length). Beside each stands a list of the
+    pictures that did not decode, which `collect_broken` puts together.
+
+    Args:
+        embedder: the model and what prepares its inputs.
+        inputs: all rows, the same on every process.
+        modality: "image" or "text".
+        output_dir: the run's folder.
+        shard_size: rows of a file.
+    """
+    files = [output_dir / f"{modality}-{shard:05d}.parquet" for shard in range(-(-len(inputs) // shard_size))]
+    mine = [shard for shard in range(rank(), len(files), world_size()) if not files[shard].exists()]
+    for shard in mine:
+        places = range(shard * shard_size, min((shard + 1) * shard_size, len(inputs)))
+        broken: list[dict[str, str]] = []
+        if modality == "image":
+            ids, embeds, broken = embedder.embed_images(Subset(inputs, places))  # type: ignore[arg-type]
+        else:
+            texts = [inputs[place] for place in places]
+            ids, embeds = [text.id for text in texts], embedder.embed_texts([text.value for text in texts])
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in broken)
+        _write_text(files[shard].with_suffix(".broken"), lines)  # first: a table that is there is complete
+        _write_table(files[shard], ids, embeds)
+
+
+def collect_broken(output_dir: Path) -> list[dict[str, str]]:
+    """Returns id and reason of every picture that did not decode, and writes them to broken.jsonl."""
+    files = sorted(output_dir.glob("*.broken"))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    _write_text(output_dir / BROKEN_FILE, "".join(f"{line}\n" for line in lines))
+    return [json.loads(line) for line in lines]
+
+
+def read_embeddings(output_dir: Path, modality: Modality) -> Iterator[pyarrow.Table]:
+    """Yields the tables of a run, in the order of their rows."""
+    for file in sorted(output_dir.glob(f"{modality}-*.parquet")):
+        yield pyarrow.parquet.read_table(file)
+
+
+def _write_table(file: Path, ids: list[str], embeds: Tensor) -> None:
+    values = pyarrow.array(embeds.numpy().ravel(), type=pyarrow.float32())
+    embedding = pyarrow.FixedSizeListArray.from_arrays(values, embeds.shape[1])
+    partial_file = file.with_suffix(f".partial-{os.getpid()}")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"id": pyarrow.array(ids, pyarrow.string()), "embedding": embedding}), partial_file
+    )
+    partial_file.replace(file)
+
+
+def _write_text(file: Path, text: str) -> None:
+    partial_file = file.with_suffix(f".partial-{os.getpid()}")
+    partial_file.write_text(text, encoding="utf-8")
+    partial_file.replace(file)

@@ -1,0 +1,53 @@
+"""Which parameters decay, at which learning rate, and Adam's numbers (CLIP paper, section 2.5, tables 18 to 20)."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+# Adam's beta2 and epsilon by kind of image tower.
+ADAM_DEFAULTS = {"clip_hf_vit": (0.98, 1e-6), "clip_hf_resnet": (0.999, 1e-8)}
+TOWERS = ("vision_model", "text_model")
+
+
+def decay_parameter_names(model: nn.Module) -> list[str]:
+    """Returns the names of the parameters that decay: those of two dimensions or more.
+
+    The paper decays all weights that are not gains or biases. What has one dimension is a gain, a bias, the class
+    embedding or the temperature; matrices, kernels, and token and position embeddings have more.
+    """
+    return [name for name, parameter in model.named_parameters() if len(_whole_shape(parameter)) >= 2]
+
+
+def split_by_tower(
+    groups: list[dict[str, Any]], model: nn.Module, learning_rates: dict[str, float | None]
+) -> list[dict[str, Any]]:
+    """Returns an optimizer's groups, divided so that each tower has its own learning rate.
+
+    Args:
+        groups: `optimizer.param_groups`.
+        model: the model whose parameters they hold.
+        learning_rates: peak learning rate of a tower, by its name in `TOWERS`; None keeps the optimizer's.
+
+    Returns:
+        the groups; what belongs to no tower comes first, since transformers logs the first group's learning rate.
+    """
+    tower_of = {id(parameter): _tower(name) for name, parameter in model.named_parameters()}
+    divided = []
+    for tower in (None, *TOWERS):
+        learning_rate = learning_rates.get(tower) if tower else None
+        for group in groups:
+            parameters = [parameter for parameter in group["params"] if tower_of[id(parameter)] == tower]
+            if parameters:
+                own = {} if learning_rate is None else {"lr": learning_rate}
+                divided.append({**group, "params": parameters, **own})
+    return divided
+
+
+def _whole_shape(parameter: Tensor) -> tuple[int, ...]:
+    # ZeRO-3 leaves an empty vector in place of a parameter, with the parameter's own shape beside it.
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _tower(name: str) -> str | None:
+    # The name is one part of the path, wherever wrappers and adapters put it.
+    return next((tower for tower in TOWERS if tower in name.split(".")), None)

@@ -1,0 +1,32 @@
+"""Options of a command from a YAML file, from the command line, or from both."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+
+def parse_recipe(
+    dataclasses: tuple[type, ...], description: str | None, args: list[str] | None = None
+) -> tuple[Any, ...]:
+    """Returns one object of each class; what the command line says prevails over the recipe, if it names one.
+
+    Args:
+        dataclasses: classes whose fields are the options, as `HfArgumentParser` takes them.
+        description: of the command, for its help.
+        args: the command line, `sys.argv` by default.
+
+    Raises:
+        ValueError: the recipe sets something that is no option.
+    """
+    parser = HfArgumentParser(dataclasses, description=description)
+    parser.add_argument("recipe", nargs="?", help="YAML file that sets any of the options below.")
+    recipe = parser.parse_known_args(args)[0].recipe
+    if recipe is not None:
+        options = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+        unknown = sorted(options.keys() - vars(parser.parse_known_args([])[0]).keys())
+        if unknown:
+            raise ValueError(f"{recipe} sets {', '.join(unknown)}, which are no options of this command: see --help")
+        parser.set_defaults(**options)
+    return parser.parse_args_into_dataclasses(args)[: len(dataclasses)]

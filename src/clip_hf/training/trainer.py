@@ -1,0 +1,296 @@
+"""transformers' Trainer with the contrastive loss of the global batch."""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType, broadcast, parse_flag_from_env
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import get_last_checkpoint, has_length
+from transformers.utils import logging
+
+from clip_hf.distributed import all_gather
+from clip_hf.losses import clip_loss
+from clip_hf.training.parameter_groups import ADAM_DEFAULTS, decay_parameter_names, split_by_tower
+from clip_hf.training.results import ResultsCallback
+from clip_hf.training.retrieval import retrieval_metrics
+from clip_hf.training.training_args import ClipTrainingArguments
+from clip_hf.training.training_log import TrainingLog
+
+logger = logging.get_logger(__name__)
+
+# Key of a batch that names its samples, and that the model is not given.
+SAMPLE_IDS = "sample_ids"
+
+
+class EpochCallback(TrainerCallback):
+    """Tells a training set that wants to know, by a method `set_epoch`, which epoch begins."""
+
+    def on_epoch_begin(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Calls `set_epoch`; accelerate does so in some engines only."""
+        dataset = objects["train_dataloader"].dataset
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch))
+
+
+class ClipTrainer(Trainer):
+    """Trains a `ClipHfModel` on the contrastive loss of all pairs of all devices.
+
+    The constructor is that of `transformers.Trainer`. Batches hold `pixel_values` and `input_ids`, row for row, and
+    may hold `sample_ids`, a list of names for error messages. One process, DistributedDataParallel, DeepSpeed's ZeRO
+    stages and FSDP2 give the same parameters for the same global batch, and so does every `grad_cache_chunk_size`. A
+    ResNet's batch norm alone knows only the images that it is given at a time: those of a chunk on one device.
+
+    Evaluation embeds every pair of the evaluation set once, on whatever number of processes, and reports the loss of
+    the set as one batch and recall at 1, 5 and 10 in both directions. A `compute_metrics` takes its place and is given
+    image embeddings, text embeddings and the scale of each pair.
+
+    Args:
+        model: a `ClipHfModel`.
+        args: `ClipTrainingArguments`.
+        other_args: the other arguments of `transformers.Trainer`.
+        other_options: the same, by name.
+
+    Raises:
+        ValueError: an argument has another type, or the parallelism asked for is not the one that would be used.
+    """
+
+    loss_is_scaled_for_ga = True  # the loss is the mean over all pairs of a step
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None
+
+    def __init__(
+        self,
+        model: nn.Module | None = None,
+        args: ClipTrainingArguments | None = None,
+        *other_args: Any,
+        **other_options: Any,
+    ) -> None:
+        if not isinstance(args, ClipTrainingArguments):
+            raise ValueError(f"args is {type(args).__name__}, but must be ClipTrainingArguments")
+        super().__init__(model, args, *other_args, **other_options)
+        self._check_model()
+        self._check_engine()
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func would not be called: ClipTrainer computes the contrastive loss itself")
+        if self.compute_metrics is None:
+            self.compute_metrics = partial(retrieval_metrics, device=self.args.device)
+        self.add_callback(EpochCallback())
+        self.add_callback(ResultsCallback())
+        self._training_log = TrainingLog()
+
+    def _check_model(self) -> None:
+        model_type = getattr(getattr(self.model, "config", None), "model_type", None)
+        if model_type != "clip_hf":
+            raise ValueError(
+                f"the model is of type '{model_type}', but ClipTrainer trains 'clip_hf' models: open the checkpoint "
+                "with ClipHfModel.from_pretrained, which also reads transformers' CLIP"
+            )
+
+    def _check_engine(self) -> None:
+        wants_fsdp = self.args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if wants_fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
+            raise ValueError(
+                f"FSDP is asked for, but on {self.args.device.type} accelerate would train with "
+                f"{self.accelerator.distributed_type.value} and say nothing: use FSDP on accelerators, or leave it out"
+            )
+        if wants_fsdp and not self.accelerator.is_fsdp2:
+            raise ValueError("FSDP version 1 hides which parameters are gains and biases: set the FSDP version to 2")
+
+    # Data
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Returns the batches of this process.
+
+        Raises:
+            ValueError: the training set does not fill one batch.
+        """
+        batch_size = self.args.train_batch_size * self.args.world_size
+        if has_length(self.train_dataset) and self.args.dataloader_drop_last and len(self.train_dataset) < batch_size:
+            raise ValueError(
+                f"the training set has {len(self.train_dataset)} pairs, fewer than the batch of all devices, "
+                f"{self.args.train_batch_size} x {self.args.world_size}: lower per_device_train_batch_size"
+            )
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Returns the evaluation batches of this process, the last, smaller one included."""
+        with self._keeping_last_batch():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Returns the batches that `predict` sees, the last, smaller one included."""
+        with self._keeping_last_batch():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextmanager
+    def _keeping_last_batch(self) -> Iterator[None]:
+        # transformers knows one `dataloader_drop_last` for training and evaluation.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            yield
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    # Optimization
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Returns the names of the parameters that decay, by the paper's rule."""
+        return decay_parameter_names(model)
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(args: ClipTrainingArguments, model: Any = None) -> tuple[Any, Any]:
+        """Returns the optimizer's class and arguments; what Adam is not told, it has from the kind of image tower."""
+        args = copy.copy(args)
+        beta2, epsilon = ADAM_DEFAULTS[model.config.vision_config.model_type]
+        args.adam_beta2 = beta2 if args.adam_beta2 is None else args.adam_beta2
+        args.adam_epsilon = epsilon if args.adam_epsilon is None else args.adam_epsilon
+        return Trainer.get_optimizer_cls_and_kwargs(args, model)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Returns the optimizer, each tower with its learning rate."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer = super().create_optimizer(model)
+            learning_rates = {
+                "vision_model": self.args.image_learning_rate,
+                "text_model": self.args.text_learning_rate,
+            }
+            optimizer.param_groups = split_by_tower(optimizer.param_groups, model, learning_rates)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Returns the learning rate's schedule, and warns if it never leaves the warm-up."""
+        warmup_steps = self.args.get_warmup_steps(num_training_steps)
+        if warmup_steps >= num_training_steps > 0:
+            logger.warning(
+                f"The warm-up of {warmup_steps} steps does not end within the {num_training_steps} steps of this run: "
+                "set warmup_steps to fewer, or to a fraction such as 0.05"
+            )
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    # The step
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Returns the loss of a batch, after its backward pass."""
+        self._training_log.start()
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Returns this process's share of the loss: the mean over processes is the loss of the global batch.
+
+        Args:
+            model: the model, wrapped or not.
+            inputs: a batch; see the class.
+            return_outputs: also return the model's output: embeddings and scale.
+            num_items_in_batch: not needed.
+
+        Raises:
+            FloatingPointError: the loss is infinite or not a number.
+        """
+        outputs = self._embed(model, inputs)
+        # The mean of equal numbers, for the sake of its gradient: that of the global loss on every process. At the
+        # scale's bound the model lets it through or not, which no process must decide on a share of it.
+        scale = all_gather(outputs.scale).mean()
+        loss = clip_loss(outputs.image_embeds, outputs.text_embeds, scale, self.args.loss_tile_size)
+        if not loss.isfinite():
+            self._stop_run(f"the loss is {loss.item()}", self._name_non_finite_samples(outputs, inputs))
+        self._training_log.record(outputs.image_embeds, outputs.text_embeds, outputs.scale)
+        return (loss, outputs) if return_outputs else loss
+
+    def _embed(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        model_inputs = {key: value for key, value in inputs.items() if key != SAMPLE_IDS}
+        return model(**model_inputs, chunk_sizes=self.args.chunk_sizes)
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        """Returns autocast for FSDP2 with `bf16`, whose parameters accelerate would cast; it covers other engines."""
+        if self.is_fsdp_enabled and self.args.bf16:
+            # A cache of cast weights would hold the whole model that FSDP divides.
+            return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=False)
+        return nullcontext()
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        # Under fp16, gradients overflow now and then, and the loss scaler leaves the step out.
+        if not self.args.fp16 and not math.isfinite(grad_norm):
+            self._stop_run(f"the gradient norm is {float(grad_norm)}", "The loss was finite")
+        return grad_norm
+
+    def _stop_run(self, what: str, detail: str) -> None:
+        checkpoint = get_last_checkpoint(self.args.output_dir)
+        resort = f"The last good checkpoint is {checkpoint}" if checkpoint else "There is no checkpoint yet"
+        raise FloatingPointError(f"In step {self.state.global_step + 1} {what}. {detail}. {resort}")
+
+    @staticmethod
+    def _name_non_finite_samples(outputs: Any, inputs: dict[str, Any]) -> str:
+        is_finite = outputs.image_embeds.isfinite().all(dim=1) & outputs.text_embeds.isfinite().all(dim=1)
+        rows = (~is_finite).nonzero().flatten().tolist()
+        if not rows:
+            return "All embeddings of this process are finite: the samples are another's, or it is the temperature"
+        if SAMPLE_IDS not in inputs:
+            return f"Rows {rows} of this process's batch have embeddings that are not finite"
+        return f"The samples {[inputs[SAMPLE_IDS][row] for row in rows]} have embeddings that are not finite"
+
+    # Evaluation
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Returns the metrics of the evaluation set, as `Trainer.evaluate` does."""
+        with self._training_log.paused():
+            # Every process has the running statistics of its own images, and rank 0's are the ones that are saved.
+            for buffer in self.model.buffers():
+                buffer.copy_(broadcast(buffer.to(self.args.device)))
+            return super().evaluate(*args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Returns the embeddings of a batch, its scale once per pair, and what transformers takes for labels.
+
+        Args:
+            model: the model, wrapped or not.
+            inputs: a batch; see the class.
+            prediction_loss_only: not needed, since a batch has no loss of its own.
+            ignore_keys: not needed.
+        """
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = self._embed(model, self._prepare_inputs(inputs))
+        num_pairs = len(outputs.image_embeds)
+        labels = torch.arange(num_pairs, device=self.args.device)  # without them, it computes no metrics
+        return None, (outputs.image_embeds, outputs.text_embeds, outputs.scale.expand(num_pairs)), labels
+
+    # Logs and files
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Logs; a training log also has scale, retrieval in the batch and pairs per second (`TrainingLog.report`)."""
+        if "loss" in logs:
+            logs = logs | self._training_log.report()
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Returns 0: transformers' estimate, text tokens times parameters, means nothing for two towers."""
+        return 0
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        # transformers pickles the arguments next to the weights and uploads both.
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args.hub_token = token

@@ -1,0 +1,193 @@
+"""How a CLIP model is trained: transformers' arguments, the paper's defaults, and what contrastive training adds."""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+
+import torch.distributed as dist
+from transformers import TrainingArguments
+from transformers.trainer_utils import SaveStrategy, SchedulerType
+
+DEFAULT_METRIC = "mean_recall"
+
+
+def _command() -> str:
+    return " ".join(sys.argv)
+
+
+def _help(name: str) -> Mapping[str, str]:
+    """Returns transformers' own words on a field of which only the default is ours."""
+    return TrainingArguments.__dataclass_fields__[name].metadata
+
+
+@dataclass
+class ClipTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the defaults of CLIP (paper, arXiv 2103.00020, tables 18 to 20).
+
+    `per_device_train_batch_size` is what one device contributes to the contrastive batch: each image of all devices is
+    compared with each text of all devices. How much of it the towers hold at a time is `grad_cache_chunk_size`, which
+    takes the place of gradient accumulation. `bf16` means autocast around float32 parameters in every engine.
+
+    Raises:
+        ValueError: an option is out of range, or would change what is optimised without saying so.
+    """
+
+    grad_cache_chunk_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images, and texts, of a device whose activations are held at a time; all of them by default. "
+            "Smaller chunks take less memory and, whatever their size, a third more compute; gradients stay exact."
+        },
+    )
+    grad_cache_text_chunk_size: int | None = field(
+        default=None,
+        metadata={"help": "Texts of a device whose activations are held at a time, if not as many as images."},
+    )
+    loss_tile_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows and columns of the similarities that the loss holds at a time; chosen by default."},
+    )
+    image_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the image tower, if not `learning_rate`."}
+    )
+    text_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of the text tower, if not `learning_rate`."}
+    )
+
+    learning_rate: float = field(default=5e-4, metadata=_help("learning_rate"))
+    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata=_help("lr_scheduler_type"))
+    warmup_steps: float = field(default=2000, metadata=_help("warmup_steps"))
+    weight_decay: float = field(
+        default=0.2,
+        metadata={"help": "Decoupled weight decay of all tensors but gains, biases and other vectors and numbers."},
+    )
+    adam_beta2: float | None = field(
+        default=None,
+        metadata={"help": "Decay of Adam's second moment; by default 0.98 for a ViT and 0.999 for a ResNet."},
+    )
+    adam_epsilon: float | None = field(
+        default=None, metadata={"help": "Adam's epsilon; by default 1e-6 for a ViT and 1e-8 for a ResNet."}
+    )
+    dataloader_drop_last: bool = field(
+        default=True,
+        metadata={
+            "help": "Leave out the last training batch of an epoch if it is smaller. Evaluation sees all pairs."
+        },
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata={"help": f"Metric by which checkpoints are compared, where they are; {DEFAULT_METRIC} by default."},
+    )
+    remove_unused_columns: bool = field(default=False, metadata=_help("remove_unused_columns"))
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata=_help("ddp_find_unused_parameters"))
+    logging_nan_inf_filter: bool = field(default=False, metadata=_help("logging_nan_inf_filter"))
+
+    def __post_init__(self) -> None:
+        """Checks everything that can be known before there is a model."""
+        self._require_one_batch_per_step()
+        self._require_positive()
+        self._require_launcher()
+        if self.metric_for_best_model is None and self._compares_checkpoints():
+            self.metric_for_best_model = DEFAULT_METRIC
+        super().__post_init__()
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs are visible to one process, which would split the contrastive batch among them. "
+                f"Give each GPU a process, `torchrun --nproc_per_node {self.n_gpu} {_command()}`, or show "
+                "this one a single GPU with CUDA_VISIBLE_DEVICES"
+            )
+        if self.deepspeed:
+            self._configure_deepspeed()
+        elif self.fsdp_plugin_args is not None:
+            self._configure_fsdp()
+
+    @property
+    def chunk_sizes(self) -> tuple[int | None, int | None]:
+        """How many images and how many texts the model embeds at a time, None for all."""
+        return self.grad_cache_chunk_size, self.grad_cache_text_chunk_size or self.grad_cache_chunk_size
+
+    def _require_one_batch_per_step(self) -> None:
+        if self.gradient_accumulation_steps != 1:
+            size, steps = self.per_device_train_batch_size, self.gradient_accumulation_steps
+            raise ValueError(
+                f"gradient_accumulation_steps is {steps}, but a pair's negatives are the whole batch, and "
+                "accumulation would only average the losses of small ones. For the same memory and the exact gradient "
+                f"set per_device_train_batch_size={size * steps} and grad_cache_chunk_size={size}"
+            )
+        if self.auto_find_batch_size:
+            raise ValueError(
+                "auto_find_batch_size would change the contrastive batch, and with it the loss: set "
+                "per_device_train_batch_size, and fit memory with grad_cache_chunk_size"
+            )
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor is {self.label_smoothing_factor}, but CLIP's loss has none: leave it out"
+            )
+
+    def _require_positive(self) -> None:
+        for name in ("grad_cache_chunk_size", "grad_cache_text_chunk_size", "loss_tile_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1, or not given")
+        for name in ("image_learning_rate", "text_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} is {value}, but must be at least 0, or not given")
+
+    def _require_launcher(self) -> None:
+        # Without a launcher's variables DeepSpeed looks for MPI, and fails over a module that nobody asked for.
+        if self.deepspeed and "RANK" not in os.environ and find_spec("mpi4py") is None:
+            raise ValueError(
+                f"DeepSpeed wants its processes started by a launcher, for one process too: `deepspeed {_command()}`"
+            )
+
+    def _compares_checkpoints(self) -> bool:
+        return (
+            self.load_best_model_at_end
+            or self.save_strategy == SaveStrategy.BEST
+            or self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+        )
+
+    def _configure_deepspeed(self) -> None:
+        import deepspeed
+
+        config = self.hf_deepspeed_config.config
+        for section, options in (("optimizer", "optim and learning_rate"), ("scheduler", "lr_scheduler_type")):
+            if section in config:
+                raise ValueError(
+                    f"the DeepSpeed configuration has a section '{section}', which knows nothing of parameters that "
+                    f"are not decayed: remove it, and set {options} instead"
+                )
+        for dtype in ("bf16", "fp16"):
+            if config.get(dtype, {}).get("enabled", False):
+                raise ValueError(
+                    f"the DeepSpeed configuration enables '{dtype}', which rounds the temperature and the batch norm "
+                    "statistics: remove the section and set bf16=True, which computes in bfloat16 under autocast and "
+                    "leaves the parameters in float32"
+                )
+        if self.fp16:
+            raise ValueError("fp16=True is not supported with DeepSpeed: set bf16=True")
+        if config.setdefault("torch_autocast", {}).setdefault("enabled", self.bf16) != self.bf16:
+            raise ValueError(
+                f"the DeepSpeed configuration has torch_autocast.enabled={config['torch_autocast']['enabled']}, but "
+                f"bf16={self.bf16}: remove the section, bf16 alone decides"
+            )
+        config["torch_autocast"]["dtype"] = "bfloat16"
+        if dist.is_initialized():
+            # Else ZeRO-3, which divides a model while it is made, would on CPUs take the world for one process.
+            deepspeed.init_distributed()
+        self.mixed_precision = "no"  # accelerate's word for "cast the parameters" under DeepSpeed
+
+    def _configure_fsdp(self) -> None:
+        if self.fsdp_plugin_args["fsdp_version"] != 2:
+            raise ValueError(
+                "fsdp_config has version 1, which flattens parameters so that none is known to be a gain or a bias: "
+                "set version 2"
+            )
+        from torch.distributed.fsdp import MixedPrecisionPolicy
+
+        # accelerate's policy would round parameters, the temperature among them, and the embeddings to bfloat16;
+        # autocast, which it applies as well, does not.
+        self.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
