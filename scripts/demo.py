@@ -1,0 +1,99 @@
+"""Trains a small CLIP on pictures that it draws itself, then has it name pictures of combinations it never saw."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from transformers import pipeline, set_seed
+
+from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
+from clip_hf.data.collator import ImageTextCollator, ImageTextPairs
+from clip_hf.data.shapes import CHANCE, COMBINATIONS, SEEN, UNSEEN, ZERO_SHOT_TEMPLATES, ShapesDataset, accuracy
+from clip_hf.training import ClipTrainer, ClipTrainingArguments
+
+CLASSES = {combination.name: combination for combination in COMBINATIONS}
+BATCH_SIZE = 120  # divides the number of combinations in training: in the order drawn, no batch holds one twice
+RECIPE = {"per_device_train_batch_size": BATCH_SIZE, "train_sampling_strategy": "sequential", "learning_rate": 3e-3}
+RECIPE |= {"warmup_steps": 0.1, "dataloader_num_workers": 1, "dataloader_pin_memory": False}
+RECIPE |= {"save_strategy": "no", "report_to": "none"}
+USAGE = """
+import clip_hf, transformers
+classify = transformers.pipeline("zero-shot-image-classification", model="{folder}")
+classify("{picture}", candidate_labels=["red circle", "red heart", "blue circle"], hypothesis_template="a {{}}")
+"""
+
+
+def train(folder: Path, num_steps: int, seed: int) -> None:
+    """Trains a ResNet and a text Transformer from random weights and saves them with their processor."""
+    set_seed(seed)
+    captions = [caption for combination in SEEN for caption in combination.captions]
+    tokenizer = ClipHfTokenizer.train(captions, vocab_size=590, context_length=24)
+    text_config = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 24,
+    }
+    vision_config = {"model_type": "clip_hf_resnet", "image_size": 64, "width": 8, "depths": (1, 1, 1, 1)}
+    model = ClipHfModel(ClipHfConfig(text_config=text_config, vision_config=vision_config, projection_dim=64))
+    processor = ClipHfProcessor(ClipHfImageProcessor(size=64, crop_size=64), tokenizer)
+    args = ClipTrainingArguments(
+        str(folder), max_steps=num_steps, logging_steps=max(1, num_steps // 6), seed=seed, use_cpu=True, **RECIPE
+    )
+    drawn = ShapesDataset(SEEN, num_examples=num_steps * BATCH_SIZE, seed=seed)
+    pairs = ImageTextPairs(drawn, processor, "training", seed)
+    trainer = ClipTrainer(model, args, ImageTextCollator(processor), pairs, processing_class=processor)
+    trainer.train()
+    trainer.save_model()
+
+
+def draw(path: Path, pictures: list[Any], answers: list[list[dict[str, Any]]], truths: list[Any]) -> None:
+    """Draws pictures with their three best answers, the right one in green."""
+    figure = Figure(figsize=(15, 9), layout="constrained")
+    figure.suptitle(f"Combinations never seen in training, named among all {len(CLASSES)}")
+    for axes, picture, answer, truth in zip(figure.subplots(3, 5).flat, pictures, answers, truths, strict=False):
+        axes.imshow(picture)
+        axes.axis("off")
+        for line, item in enumerate(answer[:3]):
+            colour = "green" if item["label"] == truth.name else "firebrick" if line == 0 else "grey"
+            text = f"{item['score']:.0%}  {item['label']}"
+            axes.text(0, -0.07 - 0.09 * line, text, color=colour, fontsize=8, transform=axes.transAxes)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Trains, asks, reports."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="folder of everything it makes")
+    parser.add_argument("--num_steps", type=int, default=900, help=f"training steps of {BATCH_SIZE} pairs")
+    parser.add_argument("--num_pictures", type=int, default=480, help="pictures of unseen combinations to name")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of all pictures")
+    args = parser.parse_args()
+    folder = args.output_dir / "model"
+    print(f"Training on {len(SEEN)} of {len(COMBINATIONS)} combinations; {len(UNSEEN)} are held out.")
+    train(folder, args.num_steps, args.seed)
+
+    classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu")
+    shown = ShapesDataset(UNSEEN, num_examples=args.num_pictures, seed=args.seed + 1)
+    pictures, truths = zip(*((shown[i]["image"], shown.combination(i)) for i in range(len(shown))), strict=True)
+    answers = classify(
+        list(pictures), candidate_labels=list(CLASSES), hypothesis_template=list(ZERO_SHOT_TEMPLATES), batch_size=60
+    )
+    found = accuracy([[CLASSES[item["label"]] for item in answer] for answer in answers], truths)
+    print(f"\n{len(pictures)} pictures of unseen combinations, named among all {len(CLASSES)}:\n")
+    print(f"{'':10}{'correct':>9}{'chance':>9}")
+    for name, share in found.items():
+        print(f"{name:10}{share:>9.1%}{CHANCE[name]:>9.1%}")
+    results = {"unseen": found, "chance": CHANCE, "num_pictures": len(pictures), "num_classes": len(CLASSES)}
+    (args.output_dir / "results.json").write_text(json.dumps(results | vars(args), indent=2, default=str) + "\n")
+    draw(args.output_dir / "demo.png", pictures, answers, truths)
+    pictures[0].save(args.output_dir / "picture.png")
+    print(f"\nPictures with their answers: {args.output_dir / 'demo.png'}")
+    print(f"The model: {folder}. Three lines that use it:")
+    print(USAGE.format(folder=folder, picture=args.output_dir / "picture.png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Embeds the pictures and texts of a folder, a file or a dataset into Parquet files; a second run completes the first.
+
+python scripts/embed.py --model outputs/demo/model --data photos --output_dir outputs/embeddings
+torchrun --nproc_per_node 8 scripts/embed.py --model me/my-clip --data captions.jsonl --modality text --output_dir out
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, HfArgumentParser
+
+import clip_hf  # noqa: F401  registers the model classes
+from clip_hf.data.inputs import Columns, load_inputs
+from clip_hf.distributed import rank, world_size
+from clip_hf.evaluation.embedding import Embedder, collect_broken, fingerprint, open_run, write_embeddings
+
+
+@dataclass
+class EmbedArguments:
+    """What to embed, with which model, and how."""
+
+    model: str = field(metadata={"help": "Checkpoint folder or Hub repository."})
+    data: str = field(metadata={"help": "Folder of pictures, .txt, .jsonl, .csv or .parquet file, or Hub dataset."})
+    output_dir: Path = field(metadata={"help": "Folder of the Parquet files."})
+    modality: Literal["image", "text", "both"] = field(default="image", metadata={"help": "What to embed."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of pictures; by default a usual name."})
+    text_column: str | None = field(default=None, metadata={"help": "Column of texts; by default a usual name."})
+    id_column: str | None = field(default=None, metadata={"help": "Column of unique ids; by default a usual name."})
+    split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
+    limit: int | None = field(default=None, metadata={"help": "Only so many pictures, and so many texts."})
+    batch_size: int = field(default=64, metadata={"help": "Pictures or texts at a time."})
+    num_workers: int = field(default=2, metadata={"help": "Processes that decode pictures, for each process."})
+    shard_size: int = field(default=10_000, metadata={"help": "Rows of a Parquet file."})
+    dtype: Literal["float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "Precision of the weights; embeddings are always float32."}
+    )
+    device: str | None = field(default=None, metadata={"help": "Such as cpu or cuda:1; by default a GPU if there is."})
+
+
+def start_process(device: str | None) -> torch.device:
+    """Joins the other processes, where a launcher started several, and returns the device of this one."""
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")  # nothing but barriers go through it
+    if device is None:
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    return torch.device(device)
+
+
+def main(args: EmbedArguments) -> None:
+    """Embeds, then lists what did not decode."""
+    device = start_process(args.device)
+    columns = Columns(args.image_column, args.text_column, args.id_column)
+    modalities = ("image", "text") if args.modality == "both" else (args.modality,)
+    try:
+        inputs = {modality: load_inputs(args.data, modality, columns, args.split) for modality in modalities}
+    except ValueError as error:
+        sys.exit(f"embed.py: {error}")
+    inputs = {modality: rows[: args.limit] if args.limit else rows for modality, rows in inputs.items()}
+    model = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(device)
+    progress = tqdm(total=-(-sum(map(len, inputs.values())) // world_size()), disable=rank() != 0, desc="Embedding")
+    embedder = Embedder(
+        model,
+        AutoImageProcessor.from_pretrained(args.model) if "image" in inputs else None,
+        AutoTokenizer.from_pretrained(args.model) if "text" in inputs else None,
+        args.batch_size,
+        args.num_workers,
+        progress.update,
+    )
+    description = {"model": fingerprint(model), "dtype": args.dtype, "data": args.data, "shard_size": args.shard_size}
+    sizes = {f"num_{modality}s": len(rows) for modality, rows in inputs.items()}
+    try:
+        open_run(args.output_dir, description | sizes)
+    except ValueError as error:
+        sys.exit(f"embed.py: {error}")
+    for modality, rows in inputs.items():
+        write_embeddings(embedder, rows, modality, args.output_dir, args.shard_size)
+    progress.close()
+    if world_size() > 1:
+        dist.barrier()
+    if rank() == 0:
+        broken = collect_broken(args.output_dir)
+        print(f"{args.output_dir}: {', '.join(f'{len(rows)} {modality}s' for modality, rows in inputs.items())}")
+        if broken:
+            print(f"{len(broken)} of them did not decode, see {args.output_dir / 'broken.jsonl'}; the first:")
+            print(f"    {broken[0]['reason']}")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*HfArgumentParser(EmbedArguments, description=__doc__).parse_args_into_dataclasses())

@@ -1,0 +1,95 @@
+"""Trains a CLIP tokenizer on captions and saves its folder.
+
+Example:
+    python scripts/train_tokenizer.py --data captions.jsonl --vocab_size 16384 --output_dir outputs/tokenizer
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+import datasets
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
+
+FILE_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+USUAL_TEXT_COLUMNS = ("text", "caption", "captions")
+MEASURED_CAPTIONS = 10_000
+
+
+@dataclass
+class TokenizerArguments:
+    """What to learn from, how large the vocabulary becomes, and where the tokenizer goes."""
+
+    data: str = field(
+        metadata={
+            "help": "Captions: a .txt file with one per line, a .jsonl, .csv or .parquet file, or a data set that "
+            "datasets.load_dataset opens (a folder or a name on the Hub)."
+        }
+    )
+    output_dir: str = field(metadata={"help": "Folder of the new tokenizer."})
+    text_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of strings or of lists of strings; by default text, caption or captions."},
+    )
+    split: str = field(default="train", metadata={"help": "Split of a data set."})
+    vocab_size: int = field(default=49_408, metadata={"help": "Entries of the vocabulary, at least 514."})
+    context_length: int = field(default=77, metadata={"help": "Longest text in positions, with start and end."})
+
+
+class Captions:
+    """All captions of a column, read anew at every pass; rows without one are counted and left out."""
+
+    def __init__(self, data: str, split: str, text_column: str | None) -> None:
+        suffix = Path(data).suffix.lower()
+        if not Path(data).is_file():
+            self.rows = datasets.load_dataset(data, split=split, streaming=True)
+        elif suffix in FILE_FORMATS:
+            self.rows = datasets.load_dataset(FILE_FORMATS[suffix], data_files=data, split="train", streaming=True)
+        else:
+            raise ValueError(f"{data} must end in one of {', '.join(FILE_FORMATS)}")
+        self.column = self._find(text_column)
+        self.rows = self.rows.select_columns([self.column])  # nobody decodes the images
+        self.num_empty_rows = 0
+
+    def _find(self, text_column: str | None) -> str:
+        columns = self.rows.column_names or list(next(iter(self.rows), {}))
+        found = [name for name in ([text_column] if text_column else USUAL_TEXT_COLUMNS) if name in columns]
+        if not found:
+            wanted = text_column or ", ".join(USUAL_TEXT_COLUMNS)
+            raise ValueError(f"There is no column {wanted} among {columns}: name the captions with --text_column")
+        return found[0]
+
+    def __iter__(self) -> Iterator[str]:
+        self.num_empty_rows = 0
+        for row in self.rows:
+            value = row[self.column]
+            captions = [caption for caption in (value if isinstance(value, list) else [value]) if caption]
+            self.num_empty_rows += not captions
+            yield from captions
+
+
+def main(args: list[str] | None = None) -> None:
+    """Trains, saves and reports."""
+    (arguments,) = HfArgumentParser(TokenizerArguments).parse_args_into_dataclasses(args)
+    captions = Captions(arguments.data, arguments.split, arguments.text_column)
+    with tqdm(captions, desc=f"Reading {captions.column}", unit=" captions") as progress:
+        tokenizer = ClipHfTokenizer.train(progress, arguments.vocab_size, arguments.context_length, show_progress=True)
+        num_captions, num_empty_rows = progress.n, captions.num_empty_rows
+    tokenizer.save_pretrained(arguments.output_dir)
+
+    measured = list(islice(captions, MEASURED_CAPTIONS))
+    lengths = [len(ids) for ids in tokenizer(measured, truncation=False)["input_ids"]]
+    too_long = sum(length > arguments.context_length for length in lengths) / len(lengths)
+    print(f"captions    {num_captions:,} read, {num_empty_rows:,} rows without one")
+    print(f"vocabulary  {len(tokenizer):,} entries of {arguments.vocab_size:,} asked for")
+    print(f"length      {sum(lengths) / len(lengths):.1f} tokens per caption on average, start and end included;")
+    print(f"            {too_long:.1%} are longer than {arguments.context_length} (first {len(lengths):,} captions)")
+    print(f"folder      {arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
