@@ -1,0 +1,19 @@
+"""Fixtures that every test may use: the folder of real test data and the devices at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data that CLIP_HF_TEST_DATA names; the test is skipped where there is none."""
+    folder = os.environ.get("CLIP_HF_TEST_DATA", "")
+    if not folder:
+        pytest.skip("CLIP_HF_TEST_DATA is not set: it names the folder of real test data (see CONTRIBUTING.md)")
+    if not Path(folder).is_dir():
+        pytest.skip(f"CLIP_HF_TEST_DATA={folder} is not a folder")
+    return Path(folder)

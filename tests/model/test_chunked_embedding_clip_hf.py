@@ -1,0 +1,105 @@
+"""Chunks give the embeddings and the gradients of the whole batch, and hold the activations of one chunk."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clip_hf.model import chunked_embedding_clip_hf
+from clip_hf.model.chunked_embedding_clip_hf import embed_in_chunks, embed_texts_in_chunks
+from tests.tiny_models import TOWERS, random_ids, random_pixels, tiny_model
+
+BATCH_SIZE = 10
+
+
+def embed_all(model: nn.Module, chunk_sizes: tuple[int | None, int | None], is_drawn_anew: bool = True) -> Tensor:
+    """Embeddings of a batch, after their backward pass."""
+    if is_drawn_anew:
+        torch.manual_seed(1)
+    ids, pixels = random_ids(model.config, BATCH_SIZE), random_pixels(model.config, BATCH_SIZE)
+    output = model(input_ids=ids, pixel_values=pixels, chunk_sizes=chunk_sizes)
+    embeds = torch.cat([output.image_embeds, output.text_embeds])
+    # Weights that differ from row to row: a row in another's place would show.
+    (embeds * torch.linspace(-1, 1, embeds.numel()).view_as(embeds)).sum().backward()
+    return embeds.detach()
+
+
+@pytest.mark.parametrize("chunk_sizes", [(3, 4), (10, 3), (None, 1), (20, 20)])
+def test_chunks_give_the_embeddings_and_gradients_of_the_batch(chunk_sizes):
+    plain, chunked = tiny_model("vit").double().train(), tiny_model("vit").double().train()
+    ids, pixels = random_ids(plain.config, BATCH_SIZE), random_pixels(plain.config, BATCH_SIZE)
+    output = plain(input_ids=ids, pixel_values=pixels)
+    embeds = torch.cat([output.image_embeds, output.text_embeds])
+    (embeds * torch.linspace(-1, 1, embeds.numel()).view_as(embeds)).sum().backward()
+
+    torch.testing.assert_close(embed_all(chunked, chunk_sizes), embeds.detach(), rtol=0, atol=1e-12)
+    for (name, parameter), expected in zip(chunked.named_parameters(), plain.parameters(), strict=True):
+        if name != "logit_scale":
+            torch.testing.assert_close(parameter.grad, expected.grad, rtol=0, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("given", ["input_ids", "pixel_values"])
+def test_one_modality_alone(given):
+    model = tiny_model("vit").eval()
+    make = {"input_ids": random_ids, "pixel_values": random_pixels}[given]
+    output = model(**{given: make(model.config)}, chunk_sizes=(2, 2))
+    assert set(output.keys()) == {"scale", {"input_ids": "text_embeds", "pixel_values": "image_embeds"}[given]}
+
+
+def test_the_recomputation_draws_the_same_random_numbers(monkeypatch):
+    """With dropout, recomputed chunks equal chunks whose activations were kept."""
+    recomputed, kept = tiny_model("vit").train(), tiny_model("vit").train()
+    for model in (recomputed, kept):
+        for module in model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.3
+    found = embed_all(recomputed, (3, 3))
+    monkeypatch.setattr(chunked_embedding_clip_hf, "checkpoint", lambda embed, chunk, use_reentrant: embed(chunk))
+    expected = embed_all(kept, (3, 3))
+
+    assert torch.equal(found, expected)
+    for parameter, other in zip(recomputed.parameters(), kept.parameters(), strict=True):
+        assert parameter.grad is other.grad is None or torch.equal(parameter.grad, other.grad)
+    assert not torch.equal(embed_all(kept, (3, 3), is_drawn_anew=False), expected), "dropout is off"
+
+
+def test_batch_norm_sees_each_chunk_once(monkeypatch):
+    recomputed, kept = tiny_model("resnet").train(), tiny_model("resnet").train()
+    embed_all(recomputed, (5, 5))
+    monkeypatch.setattr(chunked_embedding_clip_hf, "checkpoint", lambda embed, chunk, use_reentrant: embed(chunk))
+    embed_all(kept, (5, 5))
+
+    statistics = dict(kept.named_buffers())
+    assert statistics["vision_model.stem.bn1.num_batches_tracked"] == 2
+    for name, buffer in recomputed.named_buffers():
+        assert torch.equal(buffer, statistics[name]), name
+
+
+def test_texts_of_a_chunk_are_of_like_length_and_trimmed():
+    eos_token_id, lengths = 9, torch.tensor([7, 3, 5, 2, 6, 4, 8])
+    ids = torch.where(torch.arange(8) >= lengths[:, None] - 1, eos_token_id, 1)
+    shapes = []
+
+    def embed(chunk: Tensor) -> Tensor:
+        shapes.append(tuple(chunk.shape))
+        return (chunk == 1).sum(dim=1, keepdim=True) + 1.0
+
+    embeds = embed_texts_in_chunks(embed, ids, eos_token_id, chunk_size=3)
+    assert shapes == [(3, 4), (3, 7), (1, 8)]
+    assert embeds.flatten().tolist() == lengths.tolist()
+
+
+def test_a_text_without_an_end_is_an_error():
+    with pytest.raises(ValueError, match="no end-of-text token 9"):
+        embed_texts_in_chunks(lambda chunk: chunk, torch.ones(4, 3, dtype=torch.long), 9, chunk_size=2)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_chunk_is_dropped_before_the_next(tower):
+    """After the forward pass the graph holds inputs, whatever the depth of the towers."""
+    model = tiny_model(tower).train()
+    pixels = random_pixels(model.config, BATCH_SIZE)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda t: t):
+        embeds = embed_in_chunks(lambda part: model.get_image_features(part).pooler_output, pixels, 2)
+    assert embeds.requires_grad
+    assert sum(saved) <= pixels.numel()

@@ -1,0 +1,136 @@
+"""What compiles, exports and adapts: torch.compile without graph breaks, torch.export, ONNX, LoRA."""
+
+import pytest
+import torch
+
+from clip_hf import ClipHfModel
+from tests.tiny_models import TOWERS, random_ids, random_pixels, randomize_batch_norms, tiny_model
+
+
+class ByPosition(torch.nn.Module):
+    """An exporter sees named inputs and plain tensors."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, pixel_values):
+        output = self.model(input_ids=input_ids, pixel_values=pixel_values)
+        return output.image_embeds, output.text_embeds, output.logits_per_image
+
+
+@pytest.fixture(params=TOWERS)
+def model(request):
+    model = tiny_model(request.param).eval()
+    randomize_batch_norms(model)
+    return model
+
+
+def inputs(model, batch_size=4):
+    return {
+        "input_ids": random_ids(model.config, batch_size, seed=batch_size),
+        "pixel_values": random_pixels(model.config, batch_size, seed=batch_size),
+    }
+
+
+def test_compiles_without_graph_breaks(model):
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    output, expected = compiled(**inputs(model), return_loss=True), model(**inputs(model), return_loss=True)
+    torch.testing.assert_close(output.loss, expected.loss)
+    torch.testing.assert_close(output.logits_per_image, expected.logits_per_image)
+
+
+def test_compiled_training_step_gives_the_same_gradients(model):
+    model.train()
+    model(**inputs(model), return_loss=True).loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs(model), return_loss=True).loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_same_embeddings(model):
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        output, expected = compiled(**inputs(model)), model(**inputs(model))
+    torch.testing.assert_close(output.logits_per_image, expected.logits_per_image, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_program_takes_any_batch_size(model, strict):
+    batch = torch.export.Dim("batch", min=2, max=64)
+    example = inputs(model)
+    exported = torch.export.export(
+        ByPosition(model),
+        tuple(example.values()),
+        dynamic_shapes={"input_ids": {0: batch}, "pixel_values": {0: batch}},
+        strict=strict,
+    )
+    for batch_size in (2, 7):
+        other = inputs(model, batch_size)
+        expected = ByPosition(model)(**other)
+        for value, reference in zip(exported.module()(*other.values()), expected, strict=True):
+            torch.testing.assert_close(value, reference)
+
+
+def test_lora_trains_saves_loads_and_merges(model, tmp_path):
+    peft = pytest.importorskip("peft")
+    reference = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    targets = ["qkv", "out_proj", "q_proj", "k_proj", "v_proj"]
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
+    adapted.train()
+    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=10.0)
+    for _ in range(2):  # the first step moves only the second matrix: the other starts at zero
+        adapted(**inputs(model), return_loss=True).loss.backward()
+        optimizer.step()
+    adapted.eval()
+    expected = adapted(**inputs(model)).logits_per_image
+    adapted.save_pretrained(tmp_path / "adapter")
+
+    base = tiny_model("vit" if model.config.vision_config.model_type == "clip_hf_vit" else "resnet").eval()
+    base.load_state_dict({**base.state_dict(), **reference, **dict(model.named_buffers())}, strict=False)
+    assert not torch.allclose(base(**inputs(model)).logits_per_image, expected, atol=1e-3)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    torch.testing.assert_close(loaded(**inputs(model)).logits_per_image, expected)
+    merged = loaded.merge_and_unload()
+    assert type(merged) is ClipHfModel
+    torch.testing.assert_close(merged(**inputs(model)).logits_per_image, expected, rtol=1e-4, atol=1e-4)
+    merged.save_pretrained(tmp_path / "merged")
+    reopened = ClipHfModel.from_pretrained(tmp_path / "merged")
+    torch.testing.assert_close(reopened(**inputs(model)).logits_per_image, merged(**inputs(model)).logits_per_image)
+
+
+@pytest.mark.parametrize("part", ["text_model", "vision_model"])
+def test_lora_on_one_tower(model, part):
+    peft = pytest.importorskip("peft")
+    tower = getattr(model, part)
+    call = inputs(model)["input_ids" if part == "text_model" else "pixel_values"]
+    before = tower(call).pooler_output
+    adapted = peft.get_peft_model(tower, peft.LoraConfig(r=2, target_modules=["out_proj", "q_proj"]))
+    torch.testing.assert_close(adapted(call).pooler_output, before)
+    adapted(call).pooler_output.square().sum().backward()
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.grad is not None]
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+
+def onnx_case(model, part):
+    tower = {"joint": model, "image": model.vision_model, "text": model.text_model}[part]
+    names = {"joint": ("input_ids", "pixel_values"), "image": ("pixel_values",), "text": ("input_ids",)}[part]
+    return tower, lambda batch_size: {name: inputs(model, batch_size)[name] for name in names}
+
+
+@pytest.mark.parametrize("part", ["joint", *(pytest.param(p, marks=pytest.mark.slow) for p in ("image", "text"))])
+def test_onnx_runtime_gives_the_same_embeddings(model, part):
+    pytest.importorskip("onnxruntime")
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    tower, inputs_of = onnx_case(model, part)
+    exported = OnnxExporter().export(tower, inputs_of(2), config=OnnxConfig(dynamic=True))
+    for batch_size in (1, 5):
+        with torch.no_grad():
+            output, expected = exported(**inputs_of(batch_size)), tower(**inputs_of(batch_size))
+        for name in {"joint": ("image_embeds", "text_embeds", "logits_per_image")}.get(part, (f"{part}_embeds",)):
+            torch.testing.assert_close(torch.as_tensor(output[name]), expected[name], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,197 @@
+"""Loading is complete or an error; saving is stable; nothing comes back uninitialised."""
+
+import filecmp
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForZeroShotImageClassification
+
+from clip_hf import ClipHfModel, ClipHfResNetModel, ClipHfTextModel, ClipHfViTModel
+from tests.tiny_models import TOWERS, random_ids, random_pixels, randomize_batch_norms, tiny_config, tiny_model
+
+IMAGE_CLASSES = {"vit": ClipHfViTModel, "resnet": ClipHfResNetModel}
+
+
+@pytest.fixture(params=TOWERS)
+def checkpoint(request, tmp_path):
+    model = tiny_model(request.param).eval()
+    randomize_batch_norms(model)
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model", IMAGE_CLASSES[request.param]
+
+
+def assert_same_folder(one, other):
+    names = sorted(os.listdir(one))
+    assert names == sorted(os.listdir(other))
+    assert filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
+
+
+def test_save_load_save_is_byte_identical(checkpoint, tmp_path):
+    _, folder, _ = checkpoint
+    ClipHfModel.from_pretrained(folder).save_pretrained(tmp_path / "again")
+    assert_same_folder(folder, tmp_path / "again")
+
+
+@pytest.mark.parametrize("auto_class", [AutoModel, AutoModelForZeroShotImageClassification])
+def test_auto_classes_open_the_joint_model(checkpoint, auto_class):
+    model, folder, _ = checkpoint
+    loaded = auto_class.from_pretrained(folder)
+    assert type(loaded) is ClipHfModel
+    ids, pixels = random_ids(model.config), random_pixels(model.config)
+    torch.testing.assert_close(loaded(ids, pixels).logits_per_image, model(ids, pixels).logits_per_image)
+
+
+def test_nothing_comes_back_uninitialised(checkpoint):
+    model, folder, _ = checkpoint
+    loaded = ClipHfModel.from_pretrained(folder)
+    expected = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    found = {**dict(loaded.named_parameters()), **dict(loaded.named_buffers())}
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_tower_opens_from_a_joint_checkpoint(checkpoint):
+    model, folder, image_class = checkpoint
+    ids, pixels = random_ids(model.config), random_pixels(model.config)
+    image_tower, text_tower = image_class.from_pretrained(folder), ClipHfTextModel.from_pretrained(folder)
+    assert torch.equal(image_tower(pixels).image_embeds, model.get_image_features(pixels).pooler_output)
+    assert torch.equal(text_tower(ids).text_embeds, model.get_text_features(ids).pooler_output)
+
+
+def test_tower_opens_without_its_projection(checkpoint):
+    model, folder, image_class = checkpoint
+    image_tower = image_class.from_pretrained(folder, projection_dim=None)
+    text_tower = ClipHfTextModel.from_pretrained(folder, projection_dim=None)
+    image, text = image_tower(random_pixels(model.config)), text_tower(random_ids(model.config))
+    assert image.image_embeds is None
+    assert text.text_embeds is None
+    assert torch.equal(image.pooler_output, model.vision_model(random_pixels(model.config)).pooler_output)
+    assert image.pooler_output.shape == (4, model.config.vision_config.hidden_size)
+    assert text.pooler_output.shape == (4, model.config.text_config.hidden_size)
+
+
+def test_saved_tower_opens_by_auto_model(checkpoint, tmp_path):
+    model, folder, image_class = checkpoint
+    image_class.from_pretrained(folder).save_pretrained(tmp_path / "tower")
+    loaded = AutoModel.from_pretrained(tmp_path / "tower")
+    assert type(loaded) is image_class
+    pixels = random_pixels(model.config)
+    assert torch.equal(loaded(pixels).image_embeds, model.get_image_features(pixels).pooler_output)
+
+
+def edit_weights(folder, edit):
+    weights = load_file(folder / "model.safetensors")
+    edit(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_missing_weight_is_an_error_that_names_it(checkpoint):
+    _, folder, _ = checkpoint
+    edit_weights(folder, lambda weights: weights.pop("text_model.projection.weight"))
+    with pytest.raises(ValueError, match=r"missing weights \(1\): text_model\.projection\.weight"):
+        ClipHfModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"missing weights \(1\): projection\.weight"):
+        ClipHfTextModel.from_pretrained(folder)
+
+
+def test_unexpected_weight_is_an_error_that_names_it(checkpoint):
+    _, folder, image_class = checkpoint
+    edit_weights(folder, lambda weights: weights.update({"vision_model.extra": torch.zeros(1)}))
+    with pytest.raises(ValueError, match=r"unexpected weights \(1\): vision_model\.extra"):
+        ClipHfModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match=r"unexpected weights \(1\): extra"):
+        image_class.from_pretrained(folder)
+    ClipHfTextModel.from_pretrained(folder)  # the other half is none of the text tower's business
+
+
+def test_asking_for_the_lists_gives_them_instead_of_the_error(checkpoint):
+    _, folder, _ = checkpoint
+    edit_weights(folder, lambda weights: weights.pop("logit_scale"))
+    model, info = ClipHfModel.from_pretrained(folder, output_loading_info=True)
+    assert info["missing_keys"] == {"logit_scale"}
+    assert model.logit_scale.item() == pytest.approx(
+        2.6593, abs=1e-4
+    )  # drawn as at initialisation, not left as it was
+
+
+def test_wrong_shape_is_an_error(checkpoint):
+    _, folder, _ = checkpoint
+    edit_weights(folder, lambda weights: weights.update({"text_model.projection.weight": torch.zeros(5, 5)}))
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        ClipHfModel.from_pretrained(folder)
+
+
+def test_wrong_tower_class_is_an_error(checkpoint):
+    _, folder, image_class = checkpoint
+    (other,) = set(IMAGE_CLASSES.values()) - {image_class}
+    with pytest.raises(ValueError, match="but the configuration says"):
+        other.from_pretrained(folder)
+
+
+def test_device_map_splits_between_layers(checkpoint):
+    model, folder, _ = checkpoint
+    loaded = ClipHfModel.from_pretrained(folder, device_map="cpu")
+    assert {parameter.device.type for parameter in loaded.parameters()} == {"cpu"}
+    assert {"ClipHfTransformerLayer", "ClipHfTextEmbeddings"} <= set(loaded._no_split_modules)
+    ids, pixels = random_ids(model.config), random_pixels(model.config)
+    torch.testing.assert_close(loaded(ids, pixels).logits_per_image, model(ids, pixels).logits_per_image)
+
+
+def test_model_offloaded_to_disk_gives_the_same_answers(checkpoint, tmp_path):
+    model, folder, _ = checkpoint
+    device_map = {"text_model": "cpu", "vision_model": "disk", "logit_scale": "cpu"}
+    loaded = ClipHfModel.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path / "offload")
+    ids, pixels = random_ids(model.config), random_pixels(model.config)
+    torch.testing.assert_close(loaded(ids, pixels).logits_per_image, model(ids, pixels).logits_per_image)
+
+
+ZERO3_ROUND_TRIP = """
+import sys
+import deepspeed, torch
+from transformers.integrations import HfDeepSpeedConfig
+from clip_hf import ClipHfModel, ClipHfResNetModel, ClipHfViTModel
+
+source, target = sys.argv[1:]
+deepspeed.init_distributed("gloo")
+config = HfDeepSpeedConfig({"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}})
+model = ClipHfModel.from_pretrained(source)
+assert all(hasattr(parameter, "ds_shape") for parameter in model.parameters()), "ZeRO-3 did not partition"
+with deepspeed.zero.GatheredParameters(list(model.parameters())):
+    state_dict = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+model.save_pretrained(target, state_dict=state_dict)
+torch.distributed.destroy_process_group()
+"""
+
+
+def run_zero3(code, *arguments):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": "0", "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    result = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_load_and_save_under_zero3_is_byte_identical(checkpoint, tmp_path):
+    pytest.importorskip("deepspeed")
+    _, folder, _ = checkpoint
+    run_zero3(ZERO3_ROUND_TRIP, folder, tmp_path / "zero3")
+    assert_same_folder(folder, tmp_path / "zero3")
+
+
+def test_checkpoint_of_a_newer_model_class_says_so(tmp_path):
+    config = tiny_config("vit")
+    config.format_version = 99
+    with pytest.raises(ValueError, match="pip install --upgrade clip_hf"):
+        type(config)(**config.to_dict())

@@ -1,0 +1,40 @@
+"""Runs a test's function on several processes that talk through gloo."""
+
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_on_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
+    """What `function(*args)` returns on each rank, in the order of the ranks.
+
+    Args:
+        function: a module-level function; what it returns must consist of tensors, numbers and strings.
+        world_size: number of processes.
+        args: passed on; anything that can be pickled.
+
+    Raises:
+        ProcessRaisedException: the function raised on some rank, or a collective waited for over a minute.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_run, (function, world_size, Path(folder), args), nprocs=world_size)
+        return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(world_size)]
+
+
+def _run(rank: int, function: Callable[..., Any], world_size: int, folder: Path, args: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=(folder / "rendezvous").as_uri(),
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(minutes=1),
+    )
+    torch.save(function(*args), folder / f"{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,38 @@
+"""Pairs of noise for tests of training, the same in every process."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from clip_hf import ClipHfConfig
+from tests.tiny_models import random_ids
+
+
+class TinyPairs(Dataset):
+    """Random pictures and texts of different lengths, each pair with a name."""
+
+    def __init__(self, config: ClipHfConfig, num_pairs: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        size = config.vision_config.image_size
+        self.pixel_values = torch.randint(0, 256, (num_pairs, 3, size, size), generator=generator, dtype=torch.uint8)
+        self.input_ids = random_ids(config, num_pairs)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "pixel_values": self.pixel_values[index],
+            "input_ids": self.input_ids[index],
+            "sample_id": f"pair-{index}",
+        }
+
+
+def collate(pairs: list[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
+    return {
+        "pixel_values": torch.stack([pair["pixel_values"] for pair in pairs]),
+        "input_ids": torch.stack([pair["input_ids"] for pair in pairs]),
+        "sample_ids": [pair["sample_id"] for pair in pairs],
+    }
