@@ -1,0 +1,147 @@
+"""Trains tiny models with ClipTrainer on the engines of a list of cases, for comparison with one plain process.
+
+    torchrun --nproc_per_node 2 tests/distributed/run_engines.py cases.json folder
+
+Rank 0 writes what came of each case to `folder/<name of the case>.pt`.
+"""
+
+import gc
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from clip_hf import ClipHfModel
+from clip_hf.training import ClipTrainer, ClipTrainingArguments
+from tests.tiny_pairs import TinyPairs, collate
+
+BATCH_SIZE = 16
+NUM_STEPS = 3
+NUM_EVAL_PAIRS = 13  # fills no batch of evaluation, on however many processes
+MAX_GRAD_NORM = 1.0
+LEARNING_RATES = {"sgd": 0.02, "adamw_torch": 1e-3}
+
+
+def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, Any]:
+    """What training left: the log, the parameters, Adam's averages of the gradients, and how the model evaluates.
+
+    Args:
+        case: "name", "engine", "optim", and "model", the folder of the model to begin with; maybe "num_pairs", and
+            arguments of training by their own names under "arguments".
+        folder: for the output.
+        world_size: number of processes.
+    """
+    args = ClipTrainingArguments(
+        output_dir=str(folder / case["name"]),
+        use_cpu=True,
+        max_steps=NUM_STEPS,
+        per_device_train_batch_size=BATCH_SIZE // world_size,
+        per_device_eval_batch_size=4,
+        train_sampling_strategy="sequential",
+        optim=case["optim"],
+        learning_rate=LEARNING_RATES[case["optim"]],
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        max_grad_norm=MAX_GRAD_NORM,
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+        deepspeed=deepspeed_config(case["engine"]),
+        **case.get("arguments", {}),
+    )
+    model = ClipHfModel.from_pretrained(case["model"])
+    pairs = TinyPairs(model.config, case.get("num_pairs", NUM_STEPS * BATCH_SIZE))
+    trainer = ClipTrainer(model, args, train_dataset=pairs, data_collator=collate)
+    metrics = {}
+    if case["engine"] == "fsdp2":
+        log = train_fully_sharded(trainer)
+    else:
+        trainer.train()
+        metrics = trainer.evaluate(TinyPairs(model.config, NUM_EVAL_PAIRS))
+        trainer.save_model()
+        log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    with gathered(trainer.model, case["engine"]):
+        parameters = {name: whole(parameter) for name, parameter in trainer.model.named_parameters()}
+    averages = gradient_averages(trainer, case["engine"]) if case["optim"] == "adamw_torch" else {}
+    return {"log": log, "parameters": parameters, "averages": averages, "metrics": metrics}
+
+
+def deepspeed_config(engine: str) -> dict[str, Any] | None:
+    """The configuration that is shipped for a stage, its buckets small enough for a tiny model to fill several."""
+    if not engine.startswith("zero"):
+        return None
+    path = Path(__file__).parents[2] / "scripts" / "deepspeed" / f"{engine}.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    zero = config["zero_optimization"] | {"reduce_bucket_size": 2000}
+    if zero["stage"] == 3:
+        zero |= {"stage3_prefetch_bucket_size": 2000, "stage3_param_persistence_threshold": 0}
+    return config | {"zero_optimization": zero}
+
+
+def train_fully_sharded(trainer: ClipTrainer) -> list[dict[str, float]]:
+    """FSDP2 without Trainer's loop, which knows it on accelerators alone; step and optimizer are the trainer's."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for module in list(trainer.model.modules()):
+        if type(module).__name__ in trainer.model._no_split_modules:
+            fully_shard(module, mesh=mesh)
+    fully_shard(trainer.model, mesh=mesh)
+    optimizer = trainer.create_optimizer()
+    log = []
+    batches = trainer.get_train_dataloader()
+    for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(batches)), NUM_STEPS):
+        loss = trainer.training_step(trainer.model, batch)
+        grad_norm = nn.utils.clip_grad_norm_(trainer.model.parameters(), MAX_GRAD_NORM).full_tensor()
+        optimizer.step()
+        optimizer.zero_grad()
+        dist.all_reduce(loss)
+        entry = {"loss": loss.item() / dist.get_world_size(), "grad_norm": grad_norm.item()}
+        log.append(entry | trainer._training_log.report())
+    return log
+
+
+def gathered(model: nn.Module, engine: str) -> Any:
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=engine.startswith("zero3"))
+
+
+def gradient_averages(trainer: ClipTrainer, engine: str) -> dict[str, Tensor]:
+    """Adam's average of each parameter's gradients, which is linear in them."""
+    if engine.startswith("zero"):
+        from deepspeed.utils import safe_get_full_optimizer_state as full_state
+
+        if engine in ("zero1", "zero2"):  # they look for the averages before the first step has made them
+            trainer.optimizer.optimizer._hp_optimizer_states_linked = False
+            trainer.optimizer.optimizer._lazy_init_hp_params_optimizer_state()
+    else:
+        full_state = lambda parameter, key: trainer.optimizer.state[parameter][key]  # noqa: E731
+    return {name: whole(full_state(parameter, "exp_avg")) for name, parameter in trainer.model.named_parameters()}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A copy of the whole of a tensor, of which FSDP2 leaves a part on each rank."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cases, folder = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
+    # DeepSpeed goes last: accelerate does not forget it.
+    for case in sorted(cases, key=lambda case: case["engine"].startswith("zero")):
+        results = train(case, folder, world_size=2)
+        if dist.get_rank() == 0:
+            torch.save(results, folder / f"{case['name']}.pt")
+        gc.collect()  # transformers asks the last arguments alive for DeepSpeed's stage
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

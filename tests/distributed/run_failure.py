@@ -1,0 +1,40 @@
+"""Trains on two processes, of which rank 1 fails to read a pair of its second batch."""
+
+import sys
+from typing import Any
+
+import torch
+
+from clip_hf.distributed import rank
+from clip_hf.training import ClipTrainer, ClipTrainingArguments
+from tests.tiny_models import tiny_model
+from tests.tiny_pairs import TinyPairs, collate
+
+
+class DamagedPairs(TinyPairs):
+    """Pairs of which number 12 cannot be read."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 12:
+            raise ValueError(f"pair-12 cannot be read, says rank {rank()}")
+        return super().__getitem__(index)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    args = ClipTrainingArguments(
+        output_dir=sys.argv[1],
+        use_cpu=True,
+        max_steps=4,
+        per_device_train_batch_size=4,
+        train_sampling_strategy="sequential",
+        warmup_steps=0,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    model = tiny_model("vit")
+    ClipTrainer(model, args, collate, DamagedPairs(model.config, 32)).train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""Every engine, on two processes, gives the parameters that one plain process gives with the whole batch."""
+
+import functools
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from clip_hf import ClipHfModel
+from tests.distributed.run_engines import BATCH_SIZE, LEARNING_RATES, MAX_GRAD_NORM, NUM_EVAL_PAIRS, NUM_STEPS, train
+from tests.tiny_models import tiny_model
+from tests.tiny_pairs import TinyPairs, collate
+
+ROOT = Path(__file__).parents[2]
+NUM_RANKS = 2
+MAX_LOGIT_SCALE = math.log(100)
+
+ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
+# Chunks and tiles that do not divide the batch; a ResNet's chunks are alike, for the reference to have the same ones.
+CHUNK_SIZES = {"vit": 3, "resnet": 4}
+TILE_SIZE = 5
+ADAM_BETAS = {"vit": (0.9, 0.98), "resnet": (0.9, 0.999)}
+ADAM_EPSILON = 1e-6  # with the ResNets' 1e-8, rounding alone moves weights behind dead activations by 1e-5
+# Their gradient is zero but for rounding, which Adam blows up to whole steps: a softmax does not see what is added to
+# the keys of all positions alike.
+KEY_BIASES = ("qkv.bias", "k_proj.bias")
+
+
+def make_case(engine: str, model: str, optim: str = "sgd", chunked: bool = True, tiled: bool = True) -> dict[str, Any]:
+    """One run; `model` is the name of a checkpoint that the fixture `models` makes, and begins with the tower's."""
+    tower = model.split("-")[0]
+    return {
+        "name": f"{engine}-{model}-{optim}-{'chunked' if chunked else 'whole'}-{'tiled' if tiled else 'plain'}",
+        "engine": engine,
+        "model": model,
+        "optim": optim,
+        "num_pairs": BATCH_SIZE if "memorized" in model else NUM_STEPS * BATCH_SIZE,
+        "arguments": {
+            "grad_cache_chunk_size": CHUNK_SIZES[tower] if chunked else None,
+            "loss_tile_size": TILE_SIZE if tiled else None,
+            "adam_epsilon": ADAM_EPSILON,
+        },
+    }
+
+
+FAST_CASES = [
+    make_case("ddp", "vit"),
+    make_case("ddp", "resnet", chunked=False, tiled=False),
+    make_case("fsdp2", "vit"),
+    make_case("zero2", "vit", chunked=False),
+    make_case("zero3", "vit", "adamw_torch"),
+    make_case("zero3", "vit-memorized"),
+]
+MATRIX = [
+    make_case(engine, tower, optim, chunked, tiled)
+    for engine in ENGINES
+    for tower in ("vit", "resnet")
+    for optim in ("sgd", "adamw_torch")
+    for chunked in (False, True)
+    for tiled in (False, True)
+]
+BOUND = [make_case(engine, model) for engine in ENGINES for model in ("vit-hot", "vit-memorized")]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    """A folder of checkpoints to begin with: the two towers, and a scale above the bound that wants down or up."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, tower in {"vit": "vit", "resnet": "resnet", "vit-hot": "vit", "vit-memorized": "vit"}.items():
+        model = tiny_model(tower)
+        if name == "vit-memorized":
+            memorize(model)
+        if name in ("vit-hot", "vit-memorized"):
+            nn.init.constant_(model.logit_scale, MAX_LOGIT_SCALE + 0.01)
+        model.save_pretrained(folder / name)
+    return folder
+
+
+def memorize(model: ClipHfModel) -> None:
+    """Teaches the model the pairs of one batch until, at a scale of 100, the loss would fall if the scale rose."""
+    pairs = TinyPairs(model.config, BATCH_SIZE)
+    batch = collate([pairs[index] for index in range(BATCH_SIZE)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    for _ in range(8):
+        model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"], return_loss=True).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def launch(cases: list[dict[str, Any]], models: Path, folder: Path) -> dict[str, dict[str, Any]]:
+    """What each case left, by name, trained on `NUM_RANKS` processes."""
+    cases = [case | {"model": str(models / case["model"])} for case in cases]
+    (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(NUM_RANKS)]
+    script = [Path(__file__).with_name("run_engines.py"), folder / "cases.json", folder]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=1800)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
+    return {case["name"]: torch.load(folder / f"{case['name']}.pt") for case in cases}
+
+
+@functools.cache
+def reference(model_folder: Path, optim: str, num_pairs: int, group_size: int) -> dict[str, Any]:
+    """The same training written out: one process, the whole batch, and nothing of ours but the model.
+
+    `group_size` is how many images a batch norm sees at a time.
+    """
+    model = ClipHfModel.from_pretrained(model_folder).train()
+    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
+    if optim == "sgd":
+        optimizer = torch.optim.SGD(groups, lr=LEARNING_RATES[optim])
+    else:
+        tower = model_folder.name.split("-")[0]
+        optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATES[optim], betas=ADAM_BETAS[tower], eps=ADAM_EPSILON)
+    pairs = TinyPairs(model.config, num_pairs)
+    log = []
+    for start in range(0, NUM_STEPS * BATCH_SIZE, BATCH_SIZE):
+        batch = collate([pairs[index % num_pairs] for index in range(start, start + BATCH_SIZE)])
+        images = torch.cat([model(pixel_values=part).image_embeds for part in batch["pixel_values"].split(group_size)])
+        texts = model(input_ids=batch["input_ids"]).text_embeds
+        scale = bounded(model.logit_scale).exp()
+        logits = scale * images @ texts.T
+        labels = torch.arange(BATCH_SIZE)
+        loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        accuracy = (logits.argmax(dim=1) == labels).float().mean()
+        entry = {"loss": loss, "grad_norm": grad_norm, "scale": scale, "text_retrieval_accuracy": accuracy}
+        log.append({key: value.item() for key, value in entry.items()})
+    named = dict(model.named_parameters())
+    averages = {name: optimizer.state[parameter].get("exp_avg") for name, parameter in named.items()}
+    return {"log": log, "parameters": {n: p.detach() for n, p in named.items()}, "averages": averages}
+
+
+def bounded(logit_scale: Tensor) -> Tensor:
+    """The logarithm of the scale, 100 at most; at the bound, only a gradient that leads down goes through."""
+    at_bound = logit_scale.detach() >= MAX_LOGIT_SCALE
+    passed = logit_scale * 1.0
+    passed.register_hook(lambda gradient: torch.where(at_bound, gradient.clamp(min=0), gradient))
+    return passed + (logit_scale.detach().clamp(max=MAX_LOGIT_SCALE) - logit_scale.detach())
+
+
+def assert_same_training(case: dict[str, Any], found: dict[str, Any], models: Path) -> None:
+    """`found` is what one process with the whole batch leaves."""
+    group_size = case["arguments"]["grad_cache_chunk_size"] or BATCH_SIZE // NUM_RANKS
+    expected = reference(models / case["model"], case["optim"], case["num_pairs"], group_size)
+    assert found["parameters"].keys() == expected["parameters"].keys()
+    for name, parameter in expected["parameters"].items():
+        if found["averages"]:  # of gradients, whose norm is bounded by 1
+            assert torch.dist(found["averages"][name], expected["averages"][name]) < 1e-5, name
+        if not (found["averages"] and name.endswith(KEY_BIASES)):
+            assert (found["parameters"][name] - parameter).abs().max() < 1e-5, name
+    assert len(found["log"]) == NUM_STEPS
+    for entry, expected_entry in zip(found["log"], expected["log"], strict=True):
+        for key, value in expected_entry.items():
+            assert entry[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+
+
+@pytest.fixture(scope="module")
+def fast_results(models, tmp_path_factory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("fast")
+    return folder, launch(FAST_CASES, models, folder)
+
+
+@pytest.mark.parametrize("case", FAST_CASES, ids=lambda case: case["name"])
+def test_some_engines_train_as_one_process(case, fast_results, models):
+    _, results = fast_results
+    assert_same_training(case, results[case["name"]], models)
+
+
+def test_a_trained_model_opens_with_auto_model(fast_results):
+    """What ZeRO-3 holds in parts is saved whole."""
+    folder, results = fast_results
+    name = make_case("zero3", "vit", "adamw_torch")["name"]
+    saved = dict(AutoModel.from_pretrained(folder / name).named_parameters())
+    for key, parameter in results[name]["parameters"].items():
+        assert torch.equal(saved[key], parameter), key
+
+
+@pytest.mark.parametrize("case", [case for case in FAST_CASES if case["engine"] != "fsdp2"], ids=lambda c: c["name"])
+def test_two_processes_evaluate_as_one(case, fast_results):
+    """Every pair counts once, and batch norm uses the statistics that are saved on both."""
+    folder, results = fast_results
+    model = AutoModel.from_pretrained(folder / case["name"]).eval()
+    pairs = TinyPairs(model.config, NUM_EVAL_PAIRS)
+    batch = collate([pairs[index] for index in range(NUM_EVAL_PAIRS)])
+    with torch.no_grad():
+        logits = model(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"]).logits_per_image
+    labels = torch.arange(NUM_EVAL_PAIRS)
+    loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
+    metrics = results[case["name"]]["metrics"]
+    assert metrics["eval_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    for k in (1, 5, 10):
+        found = (logits > logits.diagonal()[:, None]).sum(dim=1) < k
+        assert metrics[f"eval_text_retrieval_recall@{k}"] == pytest.approx(found.float().mean().item())
+        found = (logits > logits.diagonal()).sum(dim=0) < k
+        assert metrics[f"eval_image_retrieval_recall@{k}"] == pytest.approx(found.float().mean().item())
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+@pytest.mark.parametrize("tower", ["vit", "resnet"])
+def test_one_process_trains_as_written_out(tower, optim, models, tmp_path):
+    case = make_case("single", tower, optim)
+    if tower == "resnet":
+        case["arguments"]["grad_cache_chunk_size"] = BATCH_SIZE // NUM_RANKS
+    found = train(case | {"model": str(models / tower)}, tmp_path)
+    assert_same_training(case, found, models)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_trains_as_one_process(engine, models, tmp_path):
+    cases = [case for case in MATRIX if case["engine"] == engine]
+    results = launch(cases, models, tmp_path)
+    for case in cases:
+        assert_same_training(case, results[case["name"]], models)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_scale_stays_at_its_bound_and_comes_down(engine, models, tmp_path):
+    cases = [case for case in BOUND if case["engine"] == engine]
+    hot, memorized = (launch(cases, models, tmp_path)[case["name"]] for case in cases)
+    for case, found in zip(cases, (hot, memorized), strict=True):
+        assert_same_training(case, found, models)
+    assert [entry["scale"] for entry in memorized["log"]] == pytest.approx([100] * NUM_STEPS)
+    assert hot["parameters"]["logit_scale"] < memorized["parameters"]["logit_scale"] <= MAX_LOGIT_SCALE + 0.01
+
+
+@pytest.mark.slow
+def test_bf16_leaves_parameters_and_loss_in_float32(models, tmp_path):
+    """One meaning in every engine: the towers compute in bfloat16, nothing that is kept is rounded."""
+    cases = [make_case(engine, "vit") for engine in ("ddp", "zero2", "zero3")]
+    for case in cases:
+        case["arguments"]["bf16"] = True
+    results = launch(cases, models, tmp_path)
+    expected = reference(models / "vit", "sgd", cases[0]["num_pairs"], CHUNK_SIZES["vit"])
+    for case in cases:
+        found = results[case["name"]]
+        assert {parameter.dtype for parameter in found["parameters"].values()} == {torch.float32}
+        for entry, expected_entry in zip(found["log"], expected["log"], strict=True):
+            assert entry["loss"] == pytest.approx(expected_entry["loss"], rel=0.02)
+            assert entry["loss"] != pytest.approx(expected_entry["loss"], rel=1e-5), "autocast was off"
+            # Rounded to bfloat16, the logarithm 2.659 of the scale would be 2.656 and the scale wrong by 0.3 %.
+            assert entry["scale"] == pytest.approx(expected_entry["scale"], rel=5e-4)

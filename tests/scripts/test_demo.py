@@ -1,0 +1,37 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from clip_hf import ClipHfModel
+
+
+def run_demo(folder, *options):
+    command = [sys.executable, "scripts/demo.py", "--output_dir", str(folder), *options]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return run.stdout, json.loads((folder / "results.json").read_text())
+
+
+def test_demo_leaves_a_model_a_table_and_a_picture(tmp_path):
+    printed, results = run_demo(tmp_path / "demo", "--num_steps", "2", "--num_pictures", "6")
+    assert results["num_classes"] == 480
+    assert results["chance"]["top-1"] == pytest.approx(1 / 480)
+    for name, share in results["unseen"].items():
+        assert 0 <= share <= 1
+        assert f"{name:10}{share:>9.1%}{results['chance'][name]:>9.1%}" in printed
+    assert Image.open(tmp_path / "demo" / "demo.png").size[0] > 1000
+    assert type(AutoModel.from_pretrained(tmp_path / "demo" / "model")) is ClipHfModel
+    AutoProcessor.from_pretrained(tmp_path / "demo" / "model")
+    # The three lines that it prints work as they stand.
+    usage = printed[printed.index("import clip_hf") :]
+    subprocess.run([sys.executable, "-c", usage], check=True, capture_output=True)
+
+
+@pytest.mark.slow
+def test_demo_names_unseen_combinations(tmp_path):
+    _, results = run_demo(tmp_path / "demo")
+    assert results["unseen"]["top-1"] >= 0.9

@@ -1,0 +1,162 @@
+"""scripts/embed.py on real files: what it writes, what it refuses, what a second run completes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from clip_hf import ClipHfImageProcessor, ClipHfModel, ClipHfTokenizer
+from tests.model.tiny_zero_shot import pictures, tiny_image_processor, tiny_tokenizer, tiny_zero_shot_model
+
+CAPTIONS = ["a dog", "a very long haired tabby cat seen from afar", "an ox", "zebra", "a hot air balloon", "a cat"]
+
+
+@pytest.fixture(scope="module", params=["vit", "resnet"])
+def checkpoint(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model = tiny_zero_shot_model(request.param)
+    for part in (model, tiny_tokenizer(), tiny_image_processor(model)):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for number, picture in enumerate(pictures(7)):
+        picture.save(folder / ("more" if number % 2 else ".") / f"{number}.png")
+    return folder
+
+
+def embed(checkpoint, data, output_dir, *options, launcher=(sys.executable,)):
+    arguments = ["--model", checkpoint, "--data", data, "--output_dir", output_dir, "--num_workers", "0", *options]
+    return subprocess.run([*launcher, "scripts/embed.py", *map(str, arguments)], capture_output=True, text=True)
+
+
+def read(output_dir, modality):
+    rows = [
+        row for file in sorted(output_dir.glob(f"{modality}-*.parquet")) for row in pq.read_table(file).to_pylist()
+    ]
+    return {row["id"]: np.array(row["embedding"], dtype=np.float32) for row in rows}
+
+
+def unit(features):
+    return torch.nn.functional.normalize(features.pooler_output, dim=-1)[0].detach().numpy()
+
+
+def test_pictures_of_a_folder_equal_the_plain_computation(checkpoint, photos, tmp_path):
+    run = embed(checkpoint, photos, tmp_path / "out", "--batch_size", 3, "--shard_size", 4)
+    assert run.returncode == 0, run.stderr
+    found = read(tmp_path / "out", "image")
+    assert sorted(found) == sorted(file.relative_to(photos).as_posix() for file in photos.rglob("*.png"))
+    model, processor = ClipHfModel.from_pretrained(checkpoint), ClipHfImageProcessor.from_pretrained(checkpoint)
+    for name, embedding in found.items():
+        plain = model.get_image_features(processor(str(photos / name), return_tensors="pt")["pixel_values"])
+        np.testing.assert_allclose(embedding, unit(plain), atol=1e-5)
+    assert len(list((tmp_path / "out").glob("image-*.parquet"))) == 2
+    assert "7 images" in run.stdout
+
+
+def test_captions_of_a_file_equal_the_plain_computation(checkpoint, tmp_path):
+    lines = [{"file_name": "a.jpg", "captions": CAPTIONS[:4]}, {"file_name": "b.jpg", "captions": CAPTIONS[4:]}]
+    data = tmp_path / "captions.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = embed(checkpoint, data, tmp_path / "out", "--modality", "text", "--batch_size", 2)
+    assert run.returncode == 0, run.stderr
+    found = read(tmp_path / "out", "text")
+    assert list(found) == ["a.jpg#0", "a.jpg#1", "a.jpg#2", "a.jpg#3", "b.jpg#0", "b.jpg#1"]
+    model, tokenizer = ClipHfModel.from_pretrained(checkpoint), ClipHfTokenizer.from_pretrained(checkpoint)
+    for text, embedding in zip(CAPTIONS, found.values(), strict=True):
+        plain = model.get_text_features(tokenizer(text, return_tensors="pt")["input_ids"])
+        np.testing.assert_allclose(embedding, unit(plain), atol=1e-5)
+
+
+def test_second_run_completes_the_first_and_touches_nothing_else(checkpoint, photos, tmp_path):
+    embed(checkpoint, photos, tmp_path / "whole", "--shard_size", 2)
+    shutil.copytree(tmp_path / "whole", tmp_path / "part")
+    (tmp_path / "part" / "image-00001.parquet").unlink()
+    before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "part").glob("*.parquet")}
+    run = embed(checkpoint, photos, tmp_path / "part", "--shard_size", 2)
+    assert run.returncode == 0, run.stderr
+    for file in (tmp_path / "whole").glob("*.parquet"):
+        assert (tmp_path / "part" / file.name).read_bytes() == file.read_bytes()
+    for name, time_written in before.items():
+        assert (tmp_path / "part" / name).stat().st_mtime_ns == time_written
+
+
+def test_another_run_in_the_same_folder_is_refused(checkpoint, photos, tmp_path):
+    embed(checkpoint, photos, tmp_path / "out")
+    run = embed(checkpoint, photos, tmp_path / "out", "--shard_size", 3)
+    assert run.returncode != 0
+    assert "holds embeddings of another run (shard_size: 10000, now 3): choose another folder" in run.stderr
+
+
+def test_broken_pictures_are_listed_and_the_run_completes(checkpoint, photos, tmp_path):
+    (photos / "empty.jpg").write_bytes(b"")
+    (photos / "cut.png").write_bytes((photos / "0.png").read_bytes()[:200])
+    run = embed(checkpoint, photos, tmp_path / "out", "--batch_size", 2)
+    assert run.returncode == 0, run.stderr
+    assert len(read(tmp_path / "out", "image")) == 7
+    broken = [json.loads(line) for line in (tmp_path / "out" / "broken.jsonl").read_text().splitlines()]
+    assert {entry["id"] for entry in broken} == {"empty.jpg", "cut.png"}
+    assert all(entry["id"] in entry["reason"] for entry in broken)
+    assert "2 of them did not decode" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        (['{"a": "x"}'], [], "no column of texts (captions, caption, text, sentence); there are a: name one of them"),
+        (['{"text": "x"}'], ["--text_column", "txt"], "no column 'txt'; there are text"),
+        (['{"id": "1", "text": "x"}', '{"id": "1", "text": "y"}'], [], "the id '1' more than once"),
+    ],
+)
+def test_unusable_data_is_an_error_before_the_model_is_opened(tmp_path, lines, options, message):
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(lines) + "\n")
+    run = embed("no/model", data, tmp_path / "out", "--modality", "text", *options)
+    assert run.returncode != 0
+    assert message in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(checkpoint, photos, tmp_path):
+    embed(checkpoint, photos, tmp_path / "one", "--shard_size", 2)
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    run = embed(checkpoint, photos, tmp_path / "two", "--shard_size", 2, launcher=launcher)
+    assert run.returncode == 0, run.stderr
+    for file in (tmp_path / "one").glob("*.parquet"):
+        assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_run_is_completed_by_the_next(checkpoint, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(400):
+        Image.new("RGB", (64, 64), (number % 256, 0, 0)).save(folder / f"{number:03d}.png")
+    arguments = ["--model", checkpoint, "--data", folder, "--num_workers", "0", "--shard_size", "5", "--output_dir"]
+    command = [sys.executable, "scripts/embed.py", *map(str, arguments)]
+    process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "killed").glob("*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = len(list((tmp_path / "killed").glob("*.parquet")))
+    for name in ("killed", "whole"):
+        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True)
+    assert finished < len(list((tmp_path / "whole").glob("*.parquet"))) == 80
+    for file in (tmp_path / "whole").glob("*.parquet"):
+        assert (tmp_path / "killed" / file.name).read_bytes() == file.read_bytes()

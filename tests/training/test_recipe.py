@@ -1,0 +1,45 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from clip_hf.training.recipe import parse_recipe
+
+
+@dataclass
+class Options:
+    """Some options."""
+
+    rate: float = field(default=0.5, metadata={"help": "A rate."})
+    name: str | None = field(default=None, metadata={"help": "A name."})
+    flag: bool = field(default=False, metadata={"help": "A flag."})
+    config: dict | str | None = field(default=None, metadata={"help": "A configuration."})
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("rate: 1e-3\nflag: true\nconfig: {depth: 2}\n")
+    return str(path)
+
+
+def test_the_command_line_prevails_over_the_recipe(recipe):
+    assert parse_recipe((Options,), None, []) == (Options(),)
+    assert parse_recipe((Options,), None, [recipe]) == (Options(rate=1e-3, flag=True, config={"depth": 2}),)
+    for args in (["--rate", "2", recipe, "--flag", "false"], [recipe, "--flag", "false", "--rate=2"]):
+        assert parse_recipe((Options,), None, args) == (Options(rate=2.0, config={"depth": 2}),)
+
+
+def test_an_option_that_does_not_exist_is_named(recipe, tmp_path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("rate: 1\nrat: 2\n")
+    with pytest.raises(ValueError, match=r"wrong.yaml sets rat, which are no options"):
+        parse_recipe((Options,), None, [str(wrong)])
+    with pytest.raises(ValueError, match="--rat"):
+        parse_recipe((Options,), None, [recipe, "--rating", "2"])
+
+
+def test_help_describes_options_and_recipe(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe((Options,), "Does something.", ["--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage:") and "Does something." in text and "A rate. (default: 0.5)" in text

@@ -1,0 +1,147 @@
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from clip_hf.training import ClipTrainingArguments
+
+ROOT = Path(__file__).parents[2]
+OWN_FIELDS = {
+    "grad_cache_chunk_size",
+    "grad_cache_text_chunk_size",
+    "image_learning_rate",
+    "loss_tile_size",
+    "text_learning_rate",
+}
+
+
+def make(tmp_path, **options) -> ClipTrainingArguments:
+    return ClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **options)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """What a launcher leaves for DeepSpeed to find; the process group is not needed to read a configuration."""
+    monkeypatch.setenv("RANK", "0")
+    environment = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def test_own_options_are_these():
+    """A new option is a decision: put it here and into the README."""
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert {field.name for field in dataclasses.fields(ClipTrainingArguments)} - inherited == OWN_FIELDS
+
+
+def test_every_option_has_one_line_of_help_from_one_place():
+    (parser_args,) = HfArgumentParser(ClipTrainingArguments).parse_args_into_dataclasses(
+        ["--output_dir", "x", "--use_cpu", "--grad_cache_chunk_size", "64", "--image_learning_rate", "1e-4"]
+    )
+    assert (parser_args.grad_cache_chunk_size, parser_args.image_learning_rate) == (64, 1e-4)
+    for field in dataclasses.fields(ClipTrainingArguments):
+        if field.name in OWN_FIELDS:
+            assert field.metadata["help"].endswith("."), field.name
+
+
+def test_defaults_are_the_papers(tmp_path):
+    args = make(tmp_path)
+    assert (args.learning_rate, args.weight_decay, args.warmup_steps) == (5e-4, 0.2, 2000)
+    assert args.lr_scheduler_type == "cosine"
+    assert args.chunk_sizes == (None, None)
+    assert args.dataloader_drop_last and not args.remove_unused_columns and not args.logging_nan_inf_filter
+    assert args.ddp_find_unused_parameters is False
+
+
+def test_checkpoints_are_compared_by_recall(tmp_path):
+    assert make(tmp_path).metric_for_best_model is None
+    for options in (
+        {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"},
+        {"save_strategy": "best", "eval_strategy": "epoch"},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "epoch"},
+    ):
+        args = make(tmp_path, **options)
+        assert (args.metric_for_best_model, args.greater_is_better) == ("mean_recall", True)
+    args = make(tmp_path, save_strategy="best", eval_strategy="epoch", metric_for_best_model="loss")
+    assert (args.metric_for_best_model, args.greater_is_better) == ("loss", False)
+
+
+def test_texts_have_the_chunks_of_images_unless_told(tmp_path):
+    assert make(tmp_path, grad_cache_chunk_size=8).chunk_sizes == (8, 8)
+    assert make(tmp_path, grad_cache_chunk_size=8, grad_cache_text_chunk_size=32).chunk_sizes == (8, 32)
+    assert make(tmp_path, grad_cache_text_chunk_size=32).chunk_sizes == (None, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 32},
+            "per_device_train_batch_size=128 and grad_cache_chunk_size=32",
+        ),
+        ({"auto_find_batch_size": True}, "grad_cache_chunk_size"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor is 0.1"),
+        ({"grad_cache_chunk_size": 0}, "grad_cache_chunk_size is 0"),
+        ({"grad_cache_text_chunk_size": -1}, "grad_cache_text_chunk_size is -1"),
+        ({"loss_tile_size": 0}, "loss_tile_size is 0"),
+        ({"image_learning_rate": -1.0}, "image_learning_rate is -1.0"),
+        ({"text_learning_rate": -1.0}, "text_learning_rate is -1.0"),
+        ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "launcher"),
+    ],
+)
+def test_what_would_change_the_objective_or_cannot_work_is_refused(options, message, tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("clip_hf.training.training_args.find_spec", lambda name: None)  # no MPI
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **options)
+
+
+def test_several_gpus_in_one_process_are_refused_with_the_command_to_use(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("sys.argv", ["train.py", "recipe.yaml"])
+    with pytest.raises(ValueError, match=r"torchrun --nproc_per_node 2 train.py recipe.yaml"):
+        ClipTrainingArguments(output_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"optimizer": {"type": "AdamW"}}, "section 'optimizer'"),
+        ({"scheduler": {"type": "WarmupLR"}}, "section 'scheduler'"),
+        ({"bf16": {"enabled": True}}, "enables 'bf16'"),
+        ({"fp16": {"enabled": True}}, "enables 'fp16'"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast.enabled=True, but bf16=False"),
+    ],
+)
+def test_deepspeed_configurations_that_change_what_is_trained_are_refused(config, message, tmp_path, launched):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, deepspeed={"zero_optimization": {"stage": 2}} | config)
+
+
+@pytest.mark.parametrize("stage", ["zero1", "zero2", "zero3", "zero3_offload"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bf16_is_autocast_under_deepspeed(stage, bf16, tmp_path, launched):
+    args = make(tmp_path, deepspeed=str(ROOT / "scripts" / "deepspeed" / f"{stage}.json"), bf16=bf16)
+    config = args.deepspeed_plugin.deepspeed_config
+    assert config["torch_autocast"] == {"enabled": bf16, "dtype": "bfloat16"}
+    assert args.mixed_precision == "no" and "bf16" not in config
+    for key in ("reduce_bucket_size", *(["stage3_prefetch_bucket_size"] if stage.startswith("zero3") else [])):
+        assert isinstance(config["zero_optimization"][key], int), "transformers' own choice is tiny for CLIP"
+
+
+def test_fp16_is_refused_under_deepspeed(tmp_path, launched):
+    with pytest.raises(ValueError, match="bf16=True"):
+        make(tmp_path, deepspeed={"zero_optimization": {"stage": 2}}, fp16=True)
+
+
+def test_bf16_rounds_no_parameter_under_fsdp(tmp_path):
+    policy = make(tmp_path, fsdp=True, bf16=True).fsdp_plugin_args["mixed_precision_policy"]
+    assert policy.param_dtype is policy.output_dtype is None
+
+
+def test_fsdp_1_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="version 2"):
+        make(tmp_path, fsdp=True, fsdp_config={"version": 1})
