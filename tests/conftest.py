@@ -17,3 +17,11 @@ def test_data() -> Path:
     if not Path(folder).is_dir():
         pytest.skip(f"CLIP_HF_TEST_DATA={folder} is not a folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_torch_extensions(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Extensions are compiled anew: in the user's cache, a killed run leaves a lock that all later ones wait on."""
+    folder = tmp_path_factory.getbasetemp()
+    workers_share = "PYTEST_XDIST_WORKER" in os.environ
+    os.environ["TORCH_EXTENSIONS_DIR"] = str((folder.parent if workers_share else folder) / "torch_extensions")

@@ -102,7 +102,7 @@ def launch(cases: list[dict[str, Any]], models: Path, folder: Path) -> dict[str,
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(NUM_RANKS)]
     script = [Path(__file__).with_name("run_engines.py"), folder / "cases.json", folder]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=1800)
+    run = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=840)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
     return {case["name"]: torch.load(folder / f"{case['name']}.pt") for case in cases}
 

@@ -177,7 +177,11 @@ def run_zero3(code, *arguments):
         "WORLD_SIZE": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     result = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
