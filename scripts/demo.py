@@ -14,7 +14,7 @@ from clip_hf.data.shapes import CHANCE, COMBINATIONS, SEEN, UNSEEN, ZERO_SHOT_TE
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 
 CLASSES = {combination.name: combination for combination in COMBINATIONS}
-BATCH_SIZE = 120  # divides the number of combinations in training: in the order drawn, no batch holds one twice
+BATCH_SIZE = 60  # divides the number of combinations in training: in the order drawn, no batch holds one twice
 RECIPE = {"per_device_train_batch_size": BATCH_SIZE, "train_sampling_strategy": "sequential", "learning_rate": 3e-3}
 RECIPE |= {"warmup_steps": 0.1, "dataloader_num_workers": 1, "dataloader_pin_memory": False}
 RECIPE |= {"save_strategy": "no", "report_to": "none"}
@@ -29,12 +29,12 @@ def train(folder: Path, num_steps: int, seed: int) -> None:
     """Trains a ResNet and a text Transformer from random weights and saves them with their processor."""
     set_seed(seed)
     captions = [caption for combination in SEEN for caption in combination.captions]
-    tokenizer = ClipHfTokenizer.train(captions, vocab_size=590, context_length=24)
+    tokenizer = ClipHfTokenizer.train(captions, vocab_size=602, context_length=16)
     text_config = {
         "hidden_size": 64,
         "num_hidden_layers": 2,
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": 24,
+        "max_position_embeddings": 16,
     }
     vision_config = {"model_type": "clip_hf_resnet", "image_size": 64, "width": 8, "depths": (1, 1, 1, 1)}
     model = ClipHfModel(ClipHfConfig(text_config=text_config, vision_config=vision_config, projection_dim=64))
@@ -67,7 +67,7 @@ def main() -> None:
     """Trains, asks, reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="folder of everything it makes")
-    parser.add_argument("--num_steps", type=int, default=900, help=f"training steps of {BATCH_SIZE} pairs")
+    parser.add_argument("--num_steps", type=int, default=1600, help=f"training steps of {BATCH_SIZE} pairs")
     parser.add_argument("--num_pictures", type=int, default=480, help="pictures of unseen combinations to name")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and of all pictures")
     args = parser.parse_args()
