@@ -19,6 +19,7 @@ from clip_hf.distributed import all_gather
 from clip_hf.losses import clip_loss
 from clip_hf.training.parameter_groups import ADAM_DEFAULTS, decay_parameter_names, split_by_tower
 from clip_hf.training.results import ResultsCallback
+from clip_hf.training.resumable_trainer import ResumableTrainer
 from clip_hf.training.retrieval import retrieval_metrics
 from clip_hf.training.training_args import ClipTrainingArguments
 from clip_hf.training.training_log import TrainingLog
@@ -41,7 +42,7 @@ class EpochCallback(TrainerCallback):
             dataset.set_epoch(int(state.epoch))
 
 
-class ClipTrainer(Trainer):
+class ClipTrainer(ResumableTrainer):
     """Trains a `ClipHfModel` on the contrastive loss of all pairs of all devices.
 
     The constructor is that of `transformers.Trainer`. Batches hold `pixel_values` and `input_ids`, row for row, and
@@ -286,11 +287,3 @@ class ClipTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns 0: transformers' estimate, text tokens times parameters, means nothing for two towers."""
         return 0
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        # transformers pickles the arguments next to the weights and uploads both.
-        token, self.args.hub_token = self.args.hub_token, None
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args.hub_token = token

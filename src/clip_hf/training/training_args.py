@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from typing import Any
 
 import torch.distributed as dist
 from transformers import TrainingArguments
@@ -102,6 +103,10 @@ class ClipTrainingArguments(TrainingArguments):
             self._configure_deepspeed()
         elif self.fsdp_plugin_args is not None:
             self._configure_fsdp()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled: transformers puts the arguments next to the weights and uploads both."""
+        return self.__dict__ | {"hub_token": None}
 
     @property
     def chunk_sizes(self) -> tuple[int | None, int | None]:

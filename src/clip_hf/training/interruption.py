@@ -1,0 +1,58 @@
+"""SIGTERM, as batch systems send it before they take a machine back: the run saves a checkpoint and ends."""
+
+import signal
+import threading
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import logging
+
+from clip_hf.distributed import all_gather
+from clip_hf.training.training_args import ClipTrainingArguments
+
+logger = logging.get_logger(__name__)
+
+EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports of a process that SIGTERM ended
+
+
+class StopOnSigterm(TrainerCallback):
+    """Saves and stops after the step in which SIGTERM reached any process.
+
+    Attributes:
+        is_stopped: whether that has happened.
+    """
+
+    def __init__(self) -> None:
+        self.is_stopped = False
+        self._is_asked_to_stop = False
+        self._former_handler: Any = None
+
+    def on_train_begin(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Begins to listen; only the main thread of a process can."""
+        self.is_stopped = self._is_asked_to_stop = False
+        if threading.current_thread() is threading.main_thread():
+            self._former_handler = signal.signal(signal.SIGTERM, self._ask_to_stop)
+
+    def on_step_end(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Asks all processes, since the signal reaches them in different steps, and they save together."""
+        asked = all_gather(torch.tensor([self._is_asked_to_stop], device=args.device))
+        if asked.any():
+            logger.warning(f"SIGTERM: saving step {state.global_step}, then stopping with exit code {EXIT_CODE}")
+            self.is_stopped = True
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Leaves SIGTERM to whom it was."""
+        if self._former_handler is not None:
+            signal.signal(signal.SIGTERM, self._former_handler)
+            self._former_handler = None
+
+    def _ask_to_stop(self, *_: Any) -> None:
+        self._is_asked_to_stop = True

@@ -1,0 +1,88 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from clip_hf.training.interruption import EXIT_CODE
+from tests.tiny_models import tiny_model
+from tests.tiny_pairs import TinyPairs
+from tests.training.test_trainer import make_trainer
+
+SAVING = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+
+
+def test_checkpoints_are_counted_and_the_best_is_kept_by_its_true_name(tmp_path):
+    pairs = TinyPairs(tiny_model("vit").config, 8)
+    options = SAVING | {"save_total_limit": 2, "eval_strategy": "steps", "eval_steps": 2}
+    trainer = make_trainer(tmp_path, eval_pairs=pairs, load_best_model_at_end=True, **options)
+    trainer.train()
+    checkpoints = sorted(path.name for path in tmp_path.glob("*checkpoint*"))
+    assert len(checkpoints) == 2 and "checkpoint-6" in checkpoints
+    assert not (tmp_path / "_unfinished").exists()
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.parent == tmp_path and best.name in checkpoints
+    state = json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())
+    assert Path(state["best_model_checkpoint"]).parent == tmp_path
+
+
+class SendSigterm(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_saves_and_ends_and_the_run_continues(tmp_path):
+    whole = make_trainer(tmp_path / "whole", max_steps=6)
+    whole.train()
+    former_handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end:
+        make_trainer(tmp_path / "stopped", callbacks=[SendSigterm()], max_steps=6).train()
+    assert end.value.code == EXIT_CODE == 143
+    assert signal.getsignal(signal.SIGTERM) is former_handler
+    assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-3"]
+    resumed = make_trainer(tmp_path / "stopped", max_steps=6)
+    resumed.train(resume_from_checkpoint="true")
+    for parameter, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
+
+
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=2)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 2
+
+
+FULL_DISK = """
+import resource, signal, sys
+from tests.training.test_trainer import make_trainer
+from transformers import TrainerCallback
+
+class FillDisk(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+make_trainer(sys.argv[1], callbacks=[FillDisk()], max_steps=6, save_strategy="steps", save_steps=2).train()
+"""
+
+
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="files cannot be limited in size here")
+def test_a_full_disk_ends_with_the_last_good_checkpoint_named_and_intact(tmp_path):
+    root = str(Path(__file__).parents[2])
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert run.returncode != 0
+    assert "The checkpoint of step 4 could not be written" in run.stderr
+    assert f"The last good checkpoint is {tmp_path / 'checkpoint-2'}" in run.stderr
+    assert [path.name for path in tmp_path.glob("*checkpoint*")] == ["checkpoint-2"]
+    resumed = make_trainer(tmp_path, **SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 6
