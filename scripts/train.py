@@ -29,6 +29,7 @@ class ModelArguments:
     config: dict | str | None = field(
         default=None, metadata={"help": "Fields of its ClipHfConfig to change, as JSON."}
     )
+    image_size: int | None = field(default=None, metadata={"help": "Side of the pictures in pixels, if another."})
     tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer's folder; by default, one is trained."})
     vocab_size: int = field(default=49_408, metadata={"help": "Most entries of a tokenizer that is trained."})
 
@@ -37,35 +38,39 @@ class ModelArguments:
 class DataArguments:
     """Which pairs."""
 
-    train_data: str = field(default="shapes", metadata={"help": "Folder of images and metadata.jsonl, or 'shapes'."})
+    train_data: str = field(metadata={"help": "Folder of images and metadata.jsonl, or 'shapes'."})
     eval_data: str | None = field(default=None, metadata={"help": "The same, for evaluation during training."})
 
 
-def build_processor(args: ModelArguments, config: ClipHfConfig, examples: Examples) -> ClipHfProcessor:
-    """Returns the tokenizer, loaded or trained, and an image processor for the configuration's pictures."""
-    if args.tokenizer is not None:
-        tokenizer = ClipHfTokenizer.from_pretrained(args.tokenizer)
-    else:
-        context_length = config.text_config.max_position_embeddings
-        tokenizer = ClipHfTokenizer.train(all_captions(examples), args.vocab_size, context_length)
+def build_processor(config: ClipHfConfig, tokenizer: ClipHfTokenizer) -> ClipHfProcessor:
+    """Returns the tokenizer with an image processor for the configuration's pictures."""
     vision = config.vision_config
-    image_processor = ClipHfImageProcessor(
-        size=vision.image_size, crop_size=vision.image_size, image_mean=vision.image_mean, image_std=vision.image_std
+    size = {"size": vision.image_size, "crop_size": vision.image_size}
+    return ClipHfProcessor(
+        ClipHfImageProcessor(**size, image_mean=vision.image_mean, image_std=vision.image_std), tokenizer
     )
-    return ClipHfProcessor(image_processor, tokenizer)
+
+
+def build_tokenizer(args: ModelArguments, config: ClipHfConfig, examples: Examples) -> ClipHfTokenizer:
+    """Returns the tokenizer, loaded or trained."""
+    if args.tokenizer is not None:
+        return ClipHfTokenizer.from_pretrained(args.tokenizer)
+    return ClipHfTokenizer.train(all_captions(examples), args.vocab_size, config.text_config.max_position_embeddings)
 
 
 def build(args: ModelArguments, examples: Examples) -> tuple[ClipHfModel, ClipHfProcessor]:
     """Returns the model and its processor, opened or new."""
-    if args.model is not None:
-        return ClipHfModel.from_pretrained(args.model), ClipHfProcessor.from_pretrained(args.model)
     changes = json.loads(args.config) if isinstance(args.config, str) else args.config or {}
-    config = ClipHfConfig.from_architecture(args.architecture, **changes)
-    tokenizer = (processor := build_processor(args, config, examples)).tokenizer
+    if args.image_size is not None:
+        changes["vision_config"] = changes.get("vision_config", {}) | {"image_size": args.image_size}
+    if args.model is not None:
+        model = ClipHfModel.from_pretrained(args.model, **changes)
+        return model, build_processor(model.config, ClipHfTokenizer.from_pretrained(args.tokenizer or args.model))
+    tokenizer = build_tokenizer(args, ClipHfConfig.from_architecture(args.architecture, **changes), examples)
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
     text_config = changes.pop("text_config", {}) | sizes
     config = ClipHfConfig.from_architecture(args.architecture, text_config=text_config, **changes)
-    return ClipHfModel(config), processor
+    return ClipHfModel(config), build_processor(config, tokenizer)
 
 
 @record

@@ -38,6 +38,23 @@ def test_an_option_that_does_not_exist_is_named(recipe, tmp_path):
         parse_recipe((Options,), None, [recipe, "--rating", "2"])
 
 
+@dataclass
+class Required:
+    """Something that must be given."""
+
+    place: str = field(metadata={"help": "A place."})
+
+
+def test_what_is_required_may_come_from_either(tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("place: here\n")
+    assert parse_recipe((Required,), None, [str(path)]) == (Required("here"),)
+    assert parse_recipe((Required,), None, ["--place", "there"]) == (Required("there"),)
+    with pytest.raises(SystemExit):
+        parse_recipe((Required,), None, [])
+    assert "required: --place" in capsys.readouterr().err
+
+
 def test_help_describes_options_and_recipe(capsys):
     with pytest.raises(SystemExit):
         parse_recipe((Options,), "Does something.", ["--help"])

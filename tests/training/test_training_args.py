@@ -9,6 +9,7 @@ from clip_hf.training import ClipTrainingArguments
 
 ROOT = Path(__file__).parents[2]
 OWN_FIELDS = {
+    "global_batch_size",
     "grad_cache_chunk_size",
     "grad_cache_text_chunk_size",
     "image_learning_rate",
@@ -54,6 +55,21 @@ def test_defaults_are_the_papers(tmp_path):
     assert args.chunk_sizes == (None, None)
     assert args.dataloader_drop_last and not args.remove_unused_columns and not args.logging_nan_inf_filter
     assert args.ddp_find_unused_parameters is False
+
+
+def test_devices_share_the_global_batch(tmp_path, monkeypatch):
+    assert make(tmp_path, global_batch_size=96).per_device_train_batch_size == 96
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    args = ClipTrainingArguments.__new__(ClipTrainingArguments)
+    args.global_batch_size, args.per_device_train_batch_size = 96, 8
+    args._share_global_batch()
+    assert args.per_device_train_batch_size == 24
+    with pytest.raises(ValueError, match=r"98, which 4 processes cannot share equally: use a multiple of 4"):
+        make(tmp_path, global_batch_size=98)
+    with pytest.raises(ValueError, match=r"each of 4 processes 24 pairs, but per_device_train_batch_size is 32"):
+        make(tmp_path, global_batch_size=96, per_device_train_batch_size=32)
+    with pytest.raises(ValueError, match="global_batch_size is 0"):
+        make(tmp_path, global_batch_size=0)
 
 
 def test_checkpoints_are_compared_by_recall(tmp_path):

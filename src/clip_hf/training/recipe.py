@@ -22,11 +22,15 @@ def parse_recipe(
     """
     parser = HfArgumentParser(dataclasses, description=description)
     parser.add_argument("recipe", nargs="?", help="YAML file that sets any of the options below.")
+    required = [action for action in parser._actions if action.required]
+    for action in required:
+        action.required = False
     recipe = parser.parse_known_args(args)[0].recipe
-    if recipe is not None:
-        options = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
-        unknown = sorted(options.keys() - vars(parser.parse_known_args([])[0]).keys())
-        if unknown:
-            raise ValueError(f"{recipe} sets {', '.join(unknown)}, which are no options of this command: see --help")
-        parser.set_defaults(**options)
+    options = {} if recipe is None else yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    unknown = sorted(options.keys() - {action.dest for action in parser._actions})
+    if unknown:
+        raise ValueError(f"{recipe} sets {', '.join(unknown)}, which are no options of this command: see --help")
+    parser.set_defaults(**options)
+    for action in required:
+        action.required = action.dest not in options
     return parser.parse_args_into_dataclasses(args)[: len(dataclasses)]

@@ -35,6 +35,13 @@ class ClipTrainingArguments(TrainingArguments):
         ValueError: an option is out of range, or would change what is optimised without saying so.
     """
 
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs of all devices in a step, each compared with each. Given instead of "
+            "`per_device_train_batch_size`, which becomes a device's equal share of it."
+        },
+    )
     grad_cache_chunk_size: int | None = field(
         default=None,
         metadata={
@@ -87,8 +94,9 @@ class ClipTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Checks everything that can be known before there is a model."""
-        self._require_one_batch_per_step()
         self._require_positive()
+        self._share_global_batch()
+        self._require_one_batch_per_step()
         self._require_launcher()
         if self.metric_for_best_model is None and self._compares_checkpoints():
             self.metric_for_best_model = DEFAULT_METRIC
@@ -131,8 +139,25 @@ class ClipTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor is {self.label_smoothing_factor}, but CLIP's loss has none: leave it out"
             )
 
+    def _share_global_batch(self) -> None:
+        if self.global_batch_size is None:
+            return
+        num_devices = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.global_batch_size % num_devices:
+            raise ValueError(
+                f"global_batch_size is {self.global_batch_size}, which {num_devices} processes cannot share equally: "
+                f"use a multiple of {num_devices}"
+            )
+        default, share = TrainingArguments.per_device_train_batch_size, self.global_batch_size // num_devices
+        if self.per_device_train_batch_size not in (default, share):
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} gives each of {num_devices} processes {share} pairs, but "
+                f"per_device_train_batch_size is {self.per_device_train_batch_size}: set one of the two"
+            )
+        self.per_device_train_batch_size = share
+
     def _require_positive(self) -> None:
-        for name in ("grad_cache_chunk_size", "grad_cache_text_chunk_size", "loss_tile_size"):
+        for name in ("global_batch_size", "grad_cache_chunk_size", "grad_cache_text_chunk_size", "loss_tile_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1, or not given")

@@ -1,0 +1,111 @@
+"""Each recipe of a released model is the paper's training of it."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import get_scheduler
+
+from clip_hf import ClipHfModel
+from clip_hf.model.architectures_clip_hf import ARCHITECTURES
+from clip_hf.training import ClipTrainer, ClipTrainingArguments
+from clip_hf.training.parameter_groups import decay_parameter_names
+from clip_hf.training.recipe import parse_recipe
+
+RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
+# Peak learning rate (CLIP paper, tables 18 to 20) and number of parameters (as released).
+PUBLISHED = {
+    "RN50": (5e-4, 102_007_137),
+    "RN101": (5e-4, 119_688_033),
+    "RN50x4": (5e-4, 178_300_601),
+    "RN50x16": (4e-4, 290_979_217),
+    "RN50x64": (3.6e-4, 623_258_305),
+    "ViT-B/32": (5e-4, 151_277_313),
+    "ViT-B/16": (5e-4, 149_620_737),
+    "ViT-L/14": (4e-4, 427_616_513),
+    "ViT-L/14@336px": (2e-5, 427_944_193),
+}
+NUM_PAIRS = 400_000_000
+
+
+def file_of(architecture):
+    name = architecture.lower().replace("vit-", "vit_").replace("/", "_").replace("@", "_")
+    return str(RECIPES / f"{name}.yaml")
+
+
+@pytest.fixture(scope="module")
+def train_script():
+    spec = importlib.util.spec_from_file_location("train_script", RECIPES.parent / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # dataclasses look their module up
+    spec.loader.exec_module(script)
+    return script
+
+
+def read(train_script, recipe, *options):
+    classes = (train_script.ModelArguments, train_script.DataArguments, ClipTrainingArguments)
+    return parse_recipe(classes, None, [recipe, "--use_cpu", *options])
+
+
+def test_there_is_a_recipe_for_each_released_model():
+    assert list(PUBLISHED) == list(ARCHITECTURES)
+    assert all(Path(file_of(architecture)).is_file() for architecture in PUBLISHED)
+
+
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_recipe_is_the_papers(architecture, train_script):
+    model_args, _, args = read(train_script, file_of(architecture), "--train_data", "pairs")
+    learning_rate, num_parameters = PUBLISHED[architecture]
+    if architecture == "ViT-L/14@336px":
+        assert (model_args.model, model_args.image_size, args.num_train_epochs) == ("outputs/vit_l_14", 336, 1)
+    else:
+        assert (model_args.architecture, args.num_train_epochs) == (architecture, 32)
+    with torch.device("meta"):
+        model = ClipHfModel(train_script.ClipHfConfig.from_architecture(architecture))
+    assert model.num_parameters() == num_parameters
+
+    optimizer, options = ClipTrainer.get_optimizer_cls_and_kwargs(args, model)
+    is_vit = architecture.startswith("ViT")
+    assert optimizer is torch.optim.AdamW
+    assert options["lr"] == learning_rate
+    assert options["betas"] == ((0.9, 0.98) if is_vit else (0.9, 0.999))
+    assert options["eps"] == (1e-6 if is_vit else 1e-8)
+    assert args.weight_decay == 0.2
+    decayed = set(decay_parameter_names(model))
+    for name, parameter in model.named_parameters():
+        is_gain_or_bias = name.endswith("bias") or "norm" in name or parameter.ndim < 2
+        assert (name in decayed) != is_gain_or_bias, name
+
+    assert (args.lr_scheduler_type, args.warmup_steps, args.bf16) == ("cosine", 2000, True)
+    assert args.per_device_train_batch_size == args.global_batch_size == 32_768
+    assert args.gradient_accumulation_steps == 1 and 32_768 % args.grad_cache_chunk_size == 0
+    num_steps = args.num_train_epochs * (NUM_PAIRS // 32_768)
+    assert args.get_warmup_steps(num_steps) == 2000
+
+
+def test_the_schedule_rises_to_the_peak_and_ends_at_zero(train_script):
+    _, _, args = read(train_script, file_of("ViT-B/32"), "--train_data", "pairs")
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([weight], lr=args.learning_rate)
+    schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(10_000), 10_000)
+    rates = []
+    for _ in range(10_000):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == 0 and rates[1000] == pytest.approx(2.5e-4) and max(rates) == rates[2000] == 5e-4
+    assert rates[6000] == pytest.approx(2.5e-4) and schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["shapes", "flickr8k"])
+def test_small_recipes_can_be_read(name, train_script):
+    _, _, args = read(train_script, str(RECIPES / f"{name}.yaml"), "--train_data", "pairs", "--eval_data", "others")
+    assert args.learning_rate >= 1e-3 and args.warmup_steps < 1
+
+
+def test_data_must_be_named(train_script, capsys):
+    with pytest.raises(SystemExit):
+        read(train_script, file_of("RN50"))
+    assert "--train_data" in capsys.readouterr().err
