@@ -32,7 +32,7 @@ def train(folder: Path, num_steps: int, seed: int) -> None:
     tokenizer = ClipHfTokenizer.train(captions, vocab_size=602, context_length=16)
     text_config = {
         "hidden_size": 64,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": 16,
     }

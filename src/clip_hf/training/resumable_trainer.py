@@ -1,5 +1,6 @@
 """transformers' Trainer, made to lose nothing: whole checkpoints, a stop on SIGTERM, and the way back in."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -7,18 +8,46 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers import Trainer
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from clip_hf.training.checkpoints import UNFINISHED, checkpoint_to_resume, discard_oldest, publish, settle
 from clip_hf.training.interruption import EXIT_CODE, StopOnSigterm
+from clip_hf.training.training_args import ClipTrainingArguments
+
+DATA_STATE = "data_state_{rank}.json"
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the training set which epoch begins, and the state how far it is, where they would not know."""
+
+    def on_epoch_begin(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Calls the method `set_epoch` of a training set that has one; accelerate does so in some engines only."""
+        dataset = objects["train_dataloader"].dataset
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(int(state.epoch))
+
+    def on_step_end(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Corrects the epoch: transformers counts that of a resumed loader from its first batch."""
+        loader = objects["train_dataloader"]
+        if hasattr(loader, "epoch_progress"):
+            state.epoch = loader.epoch_progress
 
 
 class ResumableTrainer(Trainer):
     """A Trainer that can be killed at any moment and continues, with the same numbers, where it last saved.
 
     A checkpoint becomes visible when all of it is on the disk. SIGTERM saves one and ends the process with code 143.
+
+    A training set with a method `loader` makes its own batches: `loader(batch_size, rank=, world_size=, num_workers=,
+    num_prefetched=, pin_memory=, drop_last=)` returns an iterable with the methods `set_epoch`, `state_dict` and
+    `load_state_dict`, the latter given the states of all processes. Each process's place is saved with a checkpoint.
 
     Args:
         args: as for `transformers.Trainer`.
@@ -29,6 +58,8 @@ class ResumableTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._sigterm = StopOnSigterm()
         self.add_callback(self._sigterm)
+        self.add_callback(EpochCallback())
+        self._loader: Any = None
         self._is_saving_checkpoint = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -41,17 +72,54 @@ class ResumableTrainer(Trainer):
             kwargs: as for `Trainer.train`.
 
         Raises:
-            ValueError: there is no such checkpoint.
+            ValueError: there is no such checkpoint, or it holds DeepSpeed's state of another number of processes.
             SystemExit: SIGTERM came; the state of training is saved, and the code is 143.
         """
         folder = Path(self.args.output_dir)
         if self.args.should_save:
             settle(folder)
         self.accelerator.wait_for_everyone()
-        output = super().train(checkpoint_to_resume(resume_from_checkpoint, folder), *args, **kwargs)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, folder)
+        if checkpoint is not None and self.is_deepspeed_enabled:
+            self._check_same_processes(Path(checkpoint))
+        output = super().train(checkpoint, *args, **kwargs)
         if self._sigterm.is_stopped:
             sys.exit(EXIT_CODE)
         return output
+
+    def _check_same_processes(self, checkpoint: Path) -> None:
+        num_processes = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
+        if num_processes != self.args.world_size:
+            raise ValueError(
+                f"{checkpoint} holds DeepSpeed's state of {num_processes} processes, and there are "
+                f"{self.args.world_size}: start {num_processes}, or begin a new run from its weights, "
+                f"with --model {checkpoint}"
+            )
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Returns the batches of this process: those that the training set makes, or else transformers'."""
+        if not hasattr(self.train_dataset, "loader"):
+            return super().get_train_dataloader()
+        args = self.args
+        self._loader = self.train_dataset.loader(
+            self._train_batch_size,
+            rank=args.process_index,
+            world_size=args.world_size,
+            num_workers=args.dataloader_num_workers,
+            num_prefetched=args.dataloader_prefetch_factor or 2,
+            pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._loader
+
+    def _init_training_state(self, *args: Any) -> tuple[int, int]:
+        checkpoint = args[3]
+        epoch, num_batches = super()._init_training_state(*args)
+        if self._loader is None or checkpoint is None:
+            return epoch, num_batches
+        states = [json.loads(path.read_text()) for path in Path(checkpoint).glob(DATA_STATE.format(rank="*"))]
+        self._loader.load_state_dict(states)
+        return self._loader.epoch, 0  # batches to skip: the loader is behind them
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
@@ -63,6 +131,7 @@ class ResumableTrainer(Trainer):
         self._is_saving_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
+            self._save_data_state(folder / UNFINISHED / checkpoint.name)
         except (OSError, RuntimeError, SafetensorError) as error:
             shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
             last = get_last_checkpoint(folder)
@@ -82,6 +151,12 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(checkpoint))
+
+    def _save_data_state(self, checkpoint: Path) -> None:
+        if self._loader is not None:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            path = checkpoint / DATA_STATE.format(rank=self.args.process_index)
+            path.write_text(json.dumps(self._loader.state_dict()), encoding="utf-8")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # transformers would upload the checkpoint from where it is written: `_save_checkpoint` does, once it is whole.

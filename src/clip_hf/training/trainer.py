@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import DistributedType, broadcast, parse_flag_from_env
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import EvalPrediction, Trainer
 from transformers.trainer_utils import get_last_checkpoint, has_length
 from transformers.utils import logging
 
@@ -28,18 +28,6 @@ logger = logging.get_logger(__name__)
 
 # Key of a batch that names its samples, and that the model is not given.
 SAMPLE_IDS = "sample_ids"
-
-
-class EpochCallback(TrainerCallback):
-    """Tells a training set that wants to know, by a method `set_epoch`, which epoch begins."""
-
-    def on_epoch_begin(
-        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
-    ) -> None:
-        """Calls `set_epoch`; accelerate does so in some engines only."""
-        dataset = objects["train_dataloader"].dataset
-        if hasattr(dataset, "set_epoch"):
-            dataset.set_epoch(int(state.epoch))
 
 
 class ClipTrainer(ResumableTrainer):
@@ -83,7 +71,6 @@ class ClipTrainer(ResumableTrainer):
             raise ValueError("compute_loss_func would not be called: ClipTrainer computes the contrastive loss itself")
         if self.compute_metrics is None:
             self.compute_metrics = partial(retrieval_metrics, device=self.args.device)
-        self.add_callback(EpochCallback())
         self.add_callback(ResultsCallback())
         self._training_log = TrainingLog()
 
