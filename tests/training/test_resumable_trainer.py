@@ -32,6 +32,17 @@ def test_checkpoints_are_counted_and_the_best_is_kept_by_its_true_name(tmp_path)
     assert Path(state["best_model_checkpoint"]).parent == tmp_path
 
 
+@pytest.mark.parametrize("num_steps", [6, 7])
+def test_a_finished_run_is_not_trained_further(num_steps, tmp_path):
+    make_trainer(tmp_path, max_steps=num_steps, save_strategy="steps", save_steps=num_steps).train()
+    again = make_trainer(tmp_path, max_steps=num_steps)
+    before = [parameter.clone() for parameter in again.model.parameters()]
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == num_steps
+    trained = [torch.equal(*both) for both in zip(before, again.model.parameters(), strict=True)]
+    assert not all(trained), "the weights are those of the checkpoint"
+
+
 class SendSigterm(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 2:

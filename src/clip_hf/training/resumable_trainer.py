@@ -112,14 +112,19 @@ class ResumableTrainer(Trainer):
         )
         return self._loader
 
-    def _init_training_state(self, *args: Any) -> tuple[int, int]:
-        checkpoint = args[3]
-        epoch, num_batches = super()._init_training_state(*args)
-        if self._loader is None or checkpoint is None:
-            return epoch, num_batches
-        states = [json.loads(path.read_text()) for path in Path(checkpoint).glob(DATA_STATE.format(rank="*"))]
-        self._loader.load_state_dict(states)
-        return self._loader.epoch, 0  # batches to skip: the loader is behind them
+    def _init_training_state(
+        self, max_steps: int, num_steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        epoch, num_batches = super()._init_training_state(
+            max_steps, num_steps_per_epoch, num_epochs, checkpoint, trial
+        )
+        if checkpoint is not None and self.state.global_step >= max_steps:
+            return num_epochs, 0  # or transformers would take one more step
+        if checkpoint is not None and self._loader is not None:
+            states = [json.loads(path.read_text()) for path in Path(checkpoint).glob(DATA_STATE.format(rank="*"))]
+            self._loader.load_state_dict(states)
+            return self._loader.epoch, 0  # batches to skip: the loader is behind them
+        return epoch, num_batches
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)
