@@ -16,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(VENV)/bin/python -m pytest
 PARALLEL := -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-gpu test-peers check style benchmark constraints clean
+.PHONY: help install demo test test-slow test-gpu test-peers check style card benchmark constraints clean
 
 help:  ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ check: $(VENV)/.installed  ## Check style, types, spelling and the repository's 
 style: $(VENV)/.installed  ## Repair what ruff can repair
 	@$(VENV)/bin/ruff check --fix
 	@$(VENV)/bin/ruff format
+
+card: $(VENV)/.installed  ## Render every page of model_cards from the JSON beside it
+	@$(VENV)/bin/python scripts/render_model_cards.py
 
 benchmark: $(VENV)/.installed  ## Run every script of scripts/benchmarks
 	@for script in scripts/benchmarks/*.py; do echo "$$script"; $(VENV)/bin/python "$$script" || exit 1; done

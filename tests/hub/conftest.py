@@ -4,13 +4,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers.utils.hub
+from huggingface_hub import constants
 
+from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
 from tests.hub.hub_server import HubServer
+from tests.tiny_models import VISION
 
 RUN_SECONDS = 300
 
@@ -96,3 +101,40 @@ def client(hub: HubServer, run_python: Callable[..., str]) -> Callable[..., Any]
         return json.loads(printed.splitlines()[-1]) if printed else None
 
     return run
+
+
+@pytest.fixture
+def this_process_uses_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Points the clients of this very process at the Hub, where starting another for each test would take minutes.
+
+    No wait takes longer than an instant; the list has what each was meant to take, in seconds.
+    """
+    waits: list[float] = []
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: (waits.append(seconds), sleep(min(seconds, 0.01))))
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    return waits
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model, whose weights are too large for one packet, and its processor."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(folder)
+    return folder
+
+
+def save_checkpoint(folder: Path, **save_options: Any) -> None:
+    """Saves a model and its processor."""
+    tokenizer = ClipHfTokenizer.train(["a photo of a dog", "a photo of a cat"] * 3, vocab_size=523, context_length=16)
+    text = {"vocab_size": len(tokenizer), "hidden_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 16}
+    model = ClipHfModel(ClipHfConfig(text_config=text, vision_config=VISION["vit"], projection_dim=32))
+    model.save_pretrained(folder, **save_options)
+    ClipHfProcessor(ClipHfImageProcessor(size=32, crop_size=32), tokenizer).save_pretrained(folder)

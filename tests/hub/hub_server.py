@@ -114,3 +114,7 @@ class HubServer:
     def repository(self, repo_id: str, repo_type: RepoType = "model") -> Repository:
         """What the server holds, for tests that look behind it."""
         return self._api.repositories[repo_type, repo_id]
+
+    def contents(self) -> list[bytes]:
+        """Everything that was ever sent as the content of a file, committed or not."""
+        return [file.read_bytes() for file in (self._folder / "objects").iterdir()]

@@ -18,11 +18,11 @@ MAY_IMPORT = {
     "model": set(),
     "losses": {"distributed", "model"},
     "data": {"model"},
-    "training": {"losses", "distributed"},
+    "training": {"losses", "distributed", "model_card"},
     "evaluation": {"distributed", "model"},
     "conversion": {"model"},
-    "model_card": set(),
-    "hub": {"model", "model_card"},
+    "model_card": {"model"},
+    "hub": {"model", "model_card", "conversion"},
 }
 MAY_IMPORT["__init__"] = set(MAY_IMPORT)
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers.utils import logging
 
 from clip_hf.distributed import all_gather
 from clip_hf.losses import clip_loss
+from clip_hf.model_card.page import page_of_folder
 from clip_hf.training.parameter_groups import ADAM_DEFAULTS, decay_parameter_names, split_by_tower
 from clip_hf.training.results import ResultsCallback
 from clip_hf.training.resumable_trainer import ResumableTrainer
@@ -274,3 +276,15 @@ class ClipTrainer(ResumableTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns 0: transformers' estimate, text tokens times parameters, means nothing for two towers."""
         return 0
+
+    def create_model_card(self, **facts: Any) -> None:
+        """Writes README.md into the output folder, unless one was written by hand; `push_to_hub` calls it.
+
+        Args:
+            facts: of `ModelCardFacts`, such as `license` or `base_model`; card.json in the folder has the last word.
+        """
+        if self.is_world_process_zero():
+            facts.pop("model_name", None)
+            folder = Path(self.args.output_dir)
+            page = page_of_folder(folder, self.hub_model_id or str(folder), **facts)
+            (folder / "README.md").write_text(page, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Models to the Hub: which files go, and how they get there."""
