@@ -91,7 +91,7 @@ def test_a_trained_model_goes_through_every_door_of_its_page(hub, run_python, tm
     python = f"{sys.executable} {ROOT}/scripts/"
     env = os.environ | hub.env | {"OMP_NUM_THREADS": "1"}
     folder = tmp_path / "trained"
-    options = "--use_cpu --max_steps 2 --logging_steps 1 --per_device_train_batch_size 8 --eval_steps 2"
+    options = "--use_cpu --max_steps 2 --logging_steps 1 --global_batch_size 8 --eval_steps 2"
     options += " --dataloader_num_workers 0 --warmup_steps 0"
     train = f"{python}train.py {ROOT}/scripts/recipes/shapes.yaml {options} --output_dir {folder}"
     for command in (train, f"{python}push_to_hub.py {folder} tester/trained"):

@@ -38,7 +38,7 @@ def test_a_recipe_leaves_a_checkpoint_that_the_auto_classes_open(tmp_path):
     script = importlib.util.module_from_spec(spec)
     sys.modules["train"] = script  # where dataclasses look for their module
     spec.loader.exec_module(script)
-    script.main([str(RECIPE), *OPTIONS, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path)])
+    script.main([str(RECIPE), *OPTIONS, "--global_batch_size", "8", "--output_dir", str(tmp_path)])
 
     model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
     assert model.config.text_config.vocab_size == len(processor.tokenizer)
@@ -54,10 +54,9 @@ def test_a_recipe_leaves_a_checkpoint_that_the_auto_classes_open(tmp_path):
 
 @pytest.mark.slow
 def test_every_launcher_leaves_the_same_weights(tmp_path):
-    """One process with the whole batch, in the groups that batch norm sees on two, and two with half of it each."""
-    half = str(BATCH_SIZE // 2)
-    whole_batch = ("--per_device_train_batch_size", str(BATCH_SIZE), "--grad_cache_chunk_size", half)
-    expected = launch([sys.executable], tmp_path / "python", *whole_batch)
+    """One command line; the chunks are the groups that batch norm sees on two processes."""
+    batch = ("--global_batch_size", str(BATCH_SIZE), "--grad_cache_chunk_size", str(BATCH_SIZE // 2))
+    expected = launch([sys.executable], tmp_path / "python", *batch)
     two = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launchers = {
         "torchrun": (["torchrun", "--standalone", "--nproc_per_node", "2"],),
@@ -66,7 +65,7 @@ def test_every_launcher_leaves_the_same_weights(tmp_path):
         "deepspeed-zero3": (["deepspeed", "--num_accelerators", "2"], "--deepspeed", "scripts/deepspeed/zero3.json"),
     }
     for name, (launcher, *options) in launchers.items():
-        found = launch(launcher, tmp_path / name, *options, "--per_device_train_batch_size", half)
+        found = launch(launcher, tmp_path / name, *options, *batch)
         assert found.keys() == expected.keys()
         for key, weight in expected.items():
             if not key.endswith(("running_mean", "running_var", "num_batches_tracked")):
