@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train.py"
 RECIPE = ROOT / "scripts" / "recipes" / "shapes.yaml"
 BATCH_SIZE = 40
-OPTIONS = ["--use_cpu", "--max_steps", "2", "--eval_steps", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
+OPTIONS = ["--max_steps", "2", "--eval_steps", "2", "--logging_steps", "1", "--disable_tqdm", "true"]
 # What zero gradients make of Adam's steps is noise: see test_engines.py.
 OPTIONS += ["--dataloader_num_workers", "0", "--optim", "sgd", "--learning_rate", "0.02", "--warmup_steps", "0"]
 
@@ -26,7 +26,7 @@ OPTIONS += ["--dataloader_num_workers", "0", "--optim", "sgd", "--learning_rate"
 def launch(launcher: list[str], folder: Path, *options: str) -> dict[str, torch.Tensor]:
     """The weights that a launched training leaves."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": path}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PATH": path}
     command = [*launcher, SCRIPT, RECIPE, *OPTIONS, *options, "--output_dir", folder]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-4000:]

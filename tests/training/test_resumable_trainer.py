@@ -1,11 +1,11 @@
 import json
-import os
 import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -44,17 +44,22 @@ def test_a_finished_run_is_not_trained_further(num_steps, tmp_path):
 
 
 class SendSigterm(TrainerCallback):
+    """To this process and to all that it started, as batch systems do."""
+
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+                process.terminate()
 
 
-def test_sigterm_saves_and_ends_and_the_run_continues(tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_sigterm_saves_and_ends_and_the_run_continues(num_workers, tmp_path):
     whole = make_trainer(tmp_path / "whole", max_steps=6)
     whole.train()
     former_handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
-        make_trainer(tmp_path / "stopped", callbacks=[SendSigterm()], max_steps=6).train()
+        options = {"max_steps": 6, "dataloader_num_workers": num_workers}
+        make_trainer(tmp_path / "stopped", callbacks=[SendSigterm()], **options).train()
     assert end.value.code == EXIT_CODE == 143
     assert signal.getsignal(signal.SIGTERM) is former_handler
     assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-3"]

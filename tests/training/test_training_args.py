@@ -57,6 +57,12 @@ def test_defaults_are_the_papers(tmp_path):
     assert args.ddp_find_unused_parameters is False
 
 
+def test_without_an_accelerator_the_processor_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    args = ClipTrainingArguments(str(tmp_path))
+    assert args.use_cpu and args.device.type == "cpu"
+
+
 def test_devices_share_the_global_batch(tmp_path, monkeypatch):
     assert make(tmp_path, global_batch_size=96).per_device_train_batch_size == 96
     monkeypatch.setenv("WORLD_SIZE", "4")

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,18 @@ from clip_hf.training.training_args import ClipTrainingArguments
 logger = logging.get_logger(__name__)
 
 EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports of a process that SIGTERM ended
+
+
+def ignore_sigterm(init_worker: Callable[[int], None] | None, worker_id: int) -> None:
+    """Makes a data loader's worker go on until its trainer stops; batch systems signal every process.
+
+    Args:
+        init_worker: what else a worker begins with.
+        worker_id: its number.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if init_worker is not None:
+        init_worker(worker_id)
 
 
 class StopOnSigterm(TrainerCallback):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from clip_hf.training.checkpoints import UNFINISHED, checkpoint_to_resume, discard_oldest, publish, settle
-from clip_hf.training.interruption import EXIT_CODE, StopOnSigterm
+from clip_hf.training.interruption import EXIT_CODE, StopOnSigterm, ignore_sigterm
 from clip_hf.training.training_args import ClipTrainingArguments
 
 DATA_STATE = "data_state_{rank}.json"
@@ -111,6 +112,11 @@ class ResumableTrainer(Trainer):
             drop_last=args.dataloader_drop_last,
         )
         return self._loader
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
+        return loader
 
     def _init_training_state(
         self, max_steps: int, num_steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy, SchedulerType
@@ -98,6 +99,8 @@ class ClipTrainingArguments(TrainingArguments):
         self._share_global_batch()
         self._require_one_batch_per_step()
         self._require_launcher()
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # or, under DeepSpeed, each process takes itself for the only one
         if self.metric_for_best_model is None and self._compares_checkpoints():
             self.metric_for_best_model = DEFAULT_METRIC
         super().__post_init__()
