@@ -6,15 +6,19 @@ deepspeed scripts/train.py recipe.yaml --deepspeed scripts/deepspeed/zero2.json
 accelerate launch scripts/train.py --train_data photos --eval_data held_out --output_dir outputs/photos
 """
 
+import itertools
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.errors import record
 from transformers import set_seed
 
 from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
 from clip_hf.data.collator import ImageTextCollator, ImageTextPairs
-from clip_hf.data.sources import Examples, all_captions, load_examples
+from clip_hf.data.data_args import DataArguments
+from clip_hf.data.dry_run import dry_run
+from clip_hf.data.samples import Samples
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.initial_weights import whole_on_every_process
 from clip_hf.training.recipe import parse_recipe
@@ -34,14 +38,6 @@ class ModelArguments:
     vocab_size: int = field(default=49_408, metadata={"help": "Most entries of a tokenizer that is trained."})
 
 
-@dataclass
-class DataArguments:
-    """Which pairs."""
-
-    train_data: str = field(metadata={"help": "Folder of images and metadata.jsonl, or 'shapes'."})
-    eval_data: str | None = field(default=None, metadata={"help": "The same, for evaluation during training."})
-
-
 def build_processor(config: ClipHfConfig, tokenizer: ClipHfTokenizer) -> ClipHfProcessor:
     """Returns the tokenizer with an image processor for the configuration's pictures."""
     vision = config.vision_config
@@ -51,14 +47,15 @@ def build_processor(config: ClipHfConfig, tokenizer: ClipHfTokenizer) -> ClipHfP
     )
 
 
-def build_tokenizer(args: ModelArguments, config: ClipHfConfig, examples: Examples) -> ClipHfTokenizer:
+def build_tokenizer(args: ModelArguments, config: ClipHfConfig, sources: list[Samples]) -> ClipHfTokenizer:
     """Returns the tokenizer, loaded or trained."""
     if args.tokenizer is not None:
         return ClipHfTokenizer.from_pretrained(args.tokenizer)
-    return ClipHfTokenizer.train(all_captions(examples), args.vocab_size, config.text_config.max_position_embeddings)
+    captions = itertools.chain.from_iterable(source.all_captions() for source in sources)
+    return ClipHfTokenizer.train(captions, args.vocab_size, config.text_config.max_position_embeddings)
 
 
-def build(args: ModelArguments, examples: Examples) -> tuple[ClipHfModel, ClipHfProcessor]:
+def build(args: ModelArguments, sources: list[Samples]) -> tuple[ClipHfModel, ClipHfProcessor]:
     """Returns the model and its processor, opened or new."""
     changes = json.loads(args.config) if isinstance(args.config, str) else args.config or {}
     if args.image_size is not None:
@@ -66,7 +63,7 @@ def build(args: ModelArguments, examples: Examples) -> tuple[ClipHfModel, ClipHf
     if args.model is not None:
         model = ClipHfModel.from_pretrained(args.model, **changes)
         return model, build_processor(model.config, ClipHfTokenizer.from_pretrained(args.tokenizer or args.model))
-    tokenizer = build_tokenizer(args, ClipHfConfig.from_architecture(args.architecture, **changes), examples)
+    tokenizer = build_tokenizer(args, ClipHfConfig.from_architecture(args.architecture, **changes), sources)
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
     text_config = changes.pop("text_config", {}) | sizes
     config = ClipHfConfig.from_architecture(args.architecture, text_config=text_config, **changes)
@@ -79,13 +76,16 @@ def main(args: list[str] | None = None) -> None:
     parsed = parse_recipe((ModelArguments, DataArguments, ClipTrainingArguments), __doc__, args)
     model_args, data_args, training_args = parsed
     set_seed(training_args.seed)
-    examples = load_examples(data_args.train_data, "training")
+    sources, eval_source = data_args.open_training_sources(), data_args.open_evaluation_source()
     with whole_on_every_process(training_args):
-        model, processor = build(model_args, examples)
-    pairs = ImageTextPairs(examples, processor, "training", training_args.seed)
-    eval_pairs = None
-    if data_args.eval_data is not None:
-        eval_pairs = ImageTextPairs(load_examples(data_args.eval_data, "evaluation"), processor, "evaluation")
+        model, processor = build(model_args, sources)
+    pairs = data_args.training_pairs(sources, processor, training_args.seed, training_args.output_dir)
+    if data_args.dry_run_data is not None:
+        options = {"num_workers": training_args.dataloader_num_workers}
+        folder, batch_size = Path(training_args.output_dir), training_args.per_device_train_batch_size
+        print(json.dumps(dry_run(pairs, data_args.dry_run_data, folder, batch_size=batch_size, **options), indent=2))
+        return
+    eval_pairs = eval_source and ImageTextPairs(eval_source, processor, "evaluation")
     trainer = ClipTrainer(model, training_args, ImageTextCollator(processor), pairs, eval_pairs, processor)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model()

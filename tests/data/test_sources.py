@@ -1,27 +1,190 @@
 import json
+import sys
 
-import numpy as np
+import datasets
+import fsspec
 import pytest
-from PIL import Image
+import torch
+from datasets import Dataset
 
+from clip_hf.data.columns import Columns
 from clip_hf.data.shapes import SEEN, UNSEEN
-from clip_hf.data.sources import all_captions, captions_of, load_examples, load_image_folder
+from clip_hf.data.sources import all_captions, captions_of, load_examples, load_image_folder, open_source
+from clip_hf.data.training_pairs import TrainingPairs
+from tests.data.source_kinds import KINDS, write_rows, write_shard, write_source
+
+SHARDED_KINDS = [kind for kind in KINDS if not kind.startswith("folder")]
 
 
-@pytest.fixture
-def image_folder(tmp_path):
-    """Makes a folder of two pictures from two lines of metadata."""
+def batches(source, processor, batch_size=8, epochs=2) -> list[dict]:
+    loader = TrainingPairs([source], processor, seed=3, num_lanes=2, window=16).loader(batch_size)
+    return [batch for _ in range(epochs) for batch in loader]
 
-    def make(*lines):
-        folder = tmp_path / "images"
-        folder.mkdir()
-        for number, line in enumerate(lines):
-            Image.fromarray(np.full((20, 30, 3), 50 * number, np.uint8)).save(folder / line["file_name"])
-        text = "".join(json.dumps(line) + "\n" for line in lines)
-        (folder / "metadata.jsonl").write_text(text, encoding="utf-8")
-        return folder
 
-    return make
+def assert_equal(batches, others):
+    assert len(batches) == len(others) > 0
+    for batch, other in zip(batches, others, strict=True):
+        assert batch["sample_ids"] == other["sample_ids"]
+        assert torch.equal(batch["input_ids"], other["input_ids"])
+        assert torch.equal(batch["pixel_values"], other["pixel_values"])
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_every_kind_gives_the_same_batches(num_shards, drawn, small_processor, tmp_path):
+    reference = None
+    for kind in KINDS:
+        source = open_source(write_source(kind, tmp_path / kind, drawn, num_shards))
+        assert len(source) == 40, kind
+        found = batches(source, small_processor)
+        reference = reference or found
+        assert_equal(found, reference)
+
+
+def test_every_kind_of_real_pairs_gives_the_same_batches(real, small_processor, tmp_path):
+    reference = None
+    for kind in KINDS:
+        source = open_source(write_source(kind, tmp_path / kind, real))
+        found = batches(source, small_processor, batch_size=40, epochs=1)
+        reference = reference or found
+        assert_equal(found, reference)
+
+
+@pytest.mark.parametrize("num_captions", [1, 2])
+def test_every_kind_streams_the_same_batches(num_captions, drawn, small_processor, tmp_path):
+    """With several captions, where a row holds one, a stream's samples are rows; the others agree all the same."""
+    drawn = [type(sample)(sample | {"captions": sample["captions"][:num_captions]}) for sample in drawn]
+    reference = None
+    for kind in SHARDED_KINDS:
+        source = open_source(write_source(kind, tmp_path / kind, drawn, num_shards=3), streaming=True)
+        if num_captions > 1 and kind in {"csv", "tsv"}:
+            assert len(source) == 80
+            continue
+        found = batches(source, small_processor)
+        reference = reference or found
+        assert_equal(found, reference)
+
+
+def test_a_stream_gives_no_two_captions_of_an_image_to_a_batch(drawn, small_processor, tmp_path):
+    source = open_source(write_source("csv", tmp_path / "csv", drawn, num_shards=3), streaming=True)
+    for batch in batches(source, small_processor, batch_size=30):
+        assert len(set(batch["sample_ids"])) == 30
+
+
+def test_an_example_has_all_captions(drawn, tmp_path):
+    for kind in KINDS:
+        source = open_source(write_source(kind, tmp_path / kind, drawn))
+        assert [source[index]["captions"] for index in (0, 7)] == [drawn[index]["captions"] for index in (0, 7)]
+        assert source[7]["sample_id"] == "07"
+        if kind in {"csv", "tsv", "folder-csv"}:
+            texts = [text for captions in source.all_captions() for text in captions]
+            assert texts == [text for sample in drawn for text in sample["captions"]]
+        else:
+            assert list(all_captions(source)) == [sample["captions"] for sample in drawn]
+
+
+def test_a_folder_of_shards_is_a_source(drawn, tmp_path):
+    write_source("tar", tmp_path / "tars", drawn, num_shards=4)
+    assert len(open_source(tmp_path / "tars")) == len(open_source(f"{tmp_path}/tars/00?.tar", streaming=True)) == 40
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_remote_files_are_the_same_as_near_ones(streaming, drawn, small_processor, tmp_path, monkeypatch):
+    """fsspec's memory:// is as remote as any other URL."""
+    monkeypatch.setenv("CLIP_HF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # else `datasets` takes every URL for the Hub's
+    for kind in ("jsonl", "csv", "parquet", "tar"):
+        name = write_source(kind, tmp_path / kind, drawn, num_shards=2)
+        near = open_source(name, streaming=streaming)
+        for shard in (tmp_path / kind).iterdir():
+            fsspec.filesystem("memory").pipe_file(f"/{kind}/{shard.name}", shard.read_bytes())
+        far = open_source(f"memory://{kind}/{{000..001}}.{kind}", streaming=streaming)
+        assert_equal(batches(far, small_processor), batches(near, small_processor))
+
+
+def test_a_data_set_of_the_hub_is_a_source(drawn, small_processor, tmp_path, monkeypatch):
+    from clip_hf.data import sources
+
+    asked = []
+
+    def load_dataset(repository, split):
+        asked.append((repository, split))
+        return Dataset.from_parquet(str(file))
+
+    file = write_shard("parquet", tmp_path / "pairs", drawn)
+    expected = batches(open_source(file), small_processor)
+    monkeypatch.setattr(sources, "load_dataset", load_dataset)
+    assert_equal(batches(open_source("me/pairs"), small_processor), expected)
+    assert_equal(batches(open_source("me/pairs:validation"), small_processor), expected)
+    assert asked == [("me/pairs", "train"), ("me/pairs", "validation")]
+
+
+def test_columns_may_have_other_names(drawn, tmp_path):
+    rows = [
+        {"photo": str(sample["file"]), "alt": "a cat", "text": "no", "number": n} for n, sample in enumerate(drawn)
+    ]
+    file = write_rows("jsonl", tmp_path / "pairs", rows)
+    source = open_source(file, Columns(image="photo", text="alt", id="number"))
+    assert source[3] == {"sample_id": "3", "image": str(drawn[3]["file"]), "captions": ["a cat"]}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", SHARDED_KINDS)
+def test_a_missing_column_is_named_with_those_that_are_there(kind, streaming, drawn, tmp_path):
+    name = write_source(kind, tmp_path / kind, drawn, num_shards=2)
+    with pytest.raises(ValueError, match=rf"\.{kind}.* has no column 'alt'; there are .*caption"):
+        open_source(name, Columns(text="alt"), streaming=streaming)
+
+
+def test_every_shard_must_have_the_columns(drawn, tmp_path):
+    write_rows("jsonl", tmp_path / "0", [{"image": "a.jpg", "text": "a"}])
+    write_rows("jsonl", tmp_path / "1", [{"image": "a.jpg", "caption": "a"}])
+    with pytest.raises(ValueError, match=r"1\.jsonl has no column 'text'; there are image, caption"):
+        open_source(tmp_path / "*.jsonl")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", SHARDED_KINDS)
+def test_an_empty_or_unreadable_shard_is_an_error_at_the_start(kind, streaming, drawn, tmp_path):
+    name = write_source(kind, tmp_path / kind, drawn, num_shards=2)
+    shard = tmp_path / kind / f"001.{kind}"
+    shard.write_bytes(b"\x93\x00\xff" * 1000)
+    with pytest.raises(ValueError, match=rf"001\.{kind}"):
+        open_source(name, streaming=streaming)
+    for file in (tmp_path / kind).iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"{kind}"):
+        open_source(name, streaming=streaming)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("missing.jsonl", "there is no file missing.jsonl"),
+        ("missing{0..2}.tar", "there is no file missing0.tar"),
+        ("readme.md", "ends in .md. A source is a folder"),
+        ("folder", "holds neither metadata nor shards: cat.jpg. A source is"),
+        ("mixed", "shards of several kinds, .parquet, .tar: 0.parquet, 1.tar"),
+        ("nobody/nothing", "neither here nor a data set on the Hub"),
+        ("strange://somewhere", "strange"),
+    ],
+)
+def test_what_is_no_source_says_what_is_there(source, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for file in ("readme.md", "folder/cat.jpg", "mixed/0.parquet", "mixed/1.tar"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    with pytest.raises(ValueError, match=message):
+        open_source(source)
+
+
+def test_damaged_data_pages_of_parquet_are_an_error_at_the_start(drawn, tmp_path):
+    """`datasets` reads the whole file, so that nothing is left to be found later."""
+    file = write_shard("parquet", tmp_path / "pairs", drawn)
+    data = bytearray(file.read_bytes())
+    data[100:300] = b"\xaa" * 200
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"pairs\.parquet"):
+        open_source(file)
 
 
 @pytest.mark.parametrize(
@@ -32,21 +195,14 @@ def image_folder(tmp_path):
         ({"text": "a cat", "captions": ["a cat", "an animal"]}, ["a cat", "an animal"]),
     ],
 )
-def test_a_folder_gives_files_and_captions(columns, expected, image_folder):
-    folder = image_folder({"file_name": "0.png"} | columns, {"file_name": "1.png"} | columns)
-    examples = load_image_folder(folder)
-    assert len(examples) == 2
-    assert examples[1]["image"]["path"] == str(folder / "1.png") and examples[1]["image"]["bytes"] is None
+def test_a_folder_gives_files_and_captions(columns, expected, tmp_path):
+    lines = [json.dumps({"file_name": f"{number}.png"} | columns) for number in range(2)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    examples = load_image_folder(tmp_path)
+    assert len(examples) == len(load_examples(tmp_path, "training")) == 2
+    assert (examples[1]["image"], examples[1]["sample_id"]) == (str(tmp_path / "1.png"), "1.png")
     assert captions_of(examples[0]) == expected
     assert list(all_captions(examples)) == [expected, expected]
-    assert len(load_examples(folder, "training")) == 2
-
-
-def test_a_folder_without_captions_says_what_is_missing(tmp_path, image_folder):
-    with pytest.raises(ValueError, match=r"has no metadata.jsonl"):
-        load_image_folder(tmp_path)
-    with pytest.raises(ValueError, match=r"needs captions or text"):
-        load_image_folder(image_folder({"file_name": "0.png", "label": 3}))
 
 
 def test_shapes_of_evaluation_are_never_trained_on():
@@ -54,4 +210,5 @@ def test_shapes_of_evaluation_are_never_trained_on():
     assert len(training) == 64 * len(SEEN) and len(evaluation) == len(UNSEEN)
     learned = {caption for captions in all_captions(training) for caption in captions}
     assert not learned & {caption for captions in all_captions(evaluation) for caption in captions}
-    assert evaluation[0]["text"] not in learned
+    assert evaluation[0]["captions"][0] not in learned
+    assert sys.getsizeof(training[5]["image"]) > 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
+from clip_hf.data.augmentation import Augmentation, resized_pixels, training_pixels
 from clip_hf.data.sources import Examples, captions_of
 
 
@@ -52,31 +53,16 @@ class ImageTextPairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns "pixel_values" (3, S, S) in uint8, "text", and "sample_id", the file's name or the index."""
         example = self.examples[index]
-        image, name = example["image"], str(index)
+        image, name = example["image"], example.get("sample_id", str(index))
         if isinstance(image, dict):
             image, name = image["path"] or image["bytes"], image["path"] or name
         captions = captions_of(example)
         if self.mode == "evaluation":
-            return {"pixel_values": self._pixels(image, None), "text": captions[0], "sample_id": name}
+            pixels = resized_pixels(image, self.image_processor, centre_crop=True)
+            return {"pixel_values": pixels, "text": captions[0], "sample_id": name}
         rng = random.Random(f"{self.seed} {self.epoch} {index}")
-        return {"pixel_values": self._pixels(image, rng), "text": rng.choice(captions), "sample_id": name}
-
-    def _pixels(self, image: Any, rng: random.Random | None) -> Tensor:
-        options = {"do_rescale": False, "do_normalize": False, "do_center_crop": rng is None, "return_tensors": "pt"}
-        pixels = self.image_processor(image, **options)["pixel_values"][0]
-        return pixels if rng is None else random_crop(pixels, self.image_processor.crop_size["height"], rng)
-
-
-def random_crop(pixels: Tensor, size: int, rng: random.Random) -> Tensor:
-    """Returns a random square of a picture.
-
-    Args:
-        pixels: (3, H, W), neither side smaller than the square.
-        size: side of the square in pixels.
-        rng: draws the place.
-    """
-    top, left = (rng.randint(0, side - size) for side in pixels.shape[-2:])
-    return pixels[:, top : top + size, left : left + size]
+        pixels = training_pixels(image, name, self.image_processor, Augmentation(), rng)
+        return {"pixel_values": pixels, "text": rng.choice(captions), "sample_id": name}
 
 
 class ImageTextCollator:

@@ -9,6 +9,8 @@ from typing import Any, Literal, NamedTuple
 from datasets import Dataset, Image, load_dataset
 from PIL import Image as PillowImage
 
+from clip_hf.data.columns import USUAL_COLUMNS, Columns, choose_column
+
 Modality = Literal["image", "text"]
 
 # Names under which datasets usually keep them, the first that is there is taken.
@@ -27,17 +29,6 @@ class Input(NamedTuple):
 
     id: str
     value: Any
-
-
-class Columns(NamedTuple):
-    """Names of a table's columns, None for the usual ones."""
-
-    image: str | None = None
-    text: str | None = None
-    id: str | None = None
-
-
-USUAL_COLUMNS = Columns()
 
 
 def load_inputs(
@@ -91,8 +82,8 @@ def _from_folder(folder: Path, modality: Modality, columns: Columns) -> Sequence
 def _from_table(
     name: str, table: Dataset, modality: Modality, columns: Columns, folder: Path | None
 ) -> Sequence[Input]:
-    column = _choose(name, table, getattr(columns, modality), COLUMNS[modality], modality)
-    id_column = columns.id and _choose(name, table, columns.id, (), "id")
+    column = choose_column(name, table.column_names, getattr(columns, modality), COLUMNS[modality], modality)
+    id_column = columns.id and choose_column(name, table.column_names, columns.id, (), "id")
     id_column = id_column or next((usual for usual in ID_COLUMNS if usual in table.column_names), None)
     ids = [str(value) for value in table[id_column]] if id_column else [str(number) for number in range(len(table))]
     if modality == "image":
@@ -106,14 +97,6 @@ def _from_table(
         else:
             inputs += [Input(f"{id_}#{number}", text) for number, text in enumerate(value)]
     return inputs
-
-
-def _choose(name: str, table: Dataset, wanted: str | None, usual: Sequence[str], what: str) -> str:
-    found = next((column for column in ((wanted,) if wanted else usual) if column in table.column_names), None)
-    if found is None:
-        missing = f"no column '{wanted}'" if wanted else f"no column of {what}s ({', '.join(usual)})"
-        raise ValueError(f"{name} has {missing}; there are {', '.join(table.column_names)}: name one of them")
-    return found
 
 
 class _Pictures(Sequence[Input]):

@@ -1,0 +1,183 @@
+"""What happens to an image on its way into training: decoded small, cropped at random, and changed if asked for.
+
+Shapes: S image size in pixels.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+from transformers.image_processing_utils import BaseImageProcessor
+
+from clip_hf.model.image_decoding_clip_hf import ImageSource, decode_image
+
+_RATIOS = (3 / 4, 4 / 3)
+_NUM_CROP_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are changed; by default a random square is cut out, the paper's one augmentation (2.3).
+
+    Args:
+        crop_scale: least and greatest share of the image's area that a crop keeps, its sides 3:4 to 4:3; None for a
+            square as large as the image allows.
+        flip_probability: of a mirror image.
+        jitter_probability: of changed colours.
+        jitter: the most by which brightness, contrast and saturation are multiplied more or less than 1, and hue is
+            turned, in turns.
+        grayscale_probability: of an image without colours.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+
+    crop_scale: tuple[float, float] | None = None
+    flip_probability: float = 0
+    jitter_probability: float = 0
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    grayscale_probability: float = 0
+
+    def __post_init__(self) -> None:
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale is {self.crop_scale}, but must be two shares of the area, 0 < a <= b <= 1")
+        for name in ("flip_probability", "jitter_probability", "grayscale_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be between 0 and 1")
+        if len(self.jitter) != 4 or not all(0 <= most <= 1 for most in self.jitter) or self.jitter[3] > 0.5:
+            raise ValueError(
+                f"jitter is {self.jitter}, but must be brightness, contrast and saturation from 0 to 1, hue to 0.5"
+            )
+
+
+def training_pixels(
+    image: ImageSource,
+    name: str,
+    processor: BaseImageProcessor,
+    augmentation: Augmentation,
+    rng: random.Random,
+) -> Tensor:
+    """Returns the pixels of a training image, (3, S, S) in uint8.
+
+    Large files are decoded at a reduced size, as `decode_image` says. Evaluation never does that.
+
+    Args:
+        image: whatever can be decoded.
+        name: what errors call it.
+        processor: has image size and filter.
+        augmentation: see there.
+        rng: draws everything.
+
+    Raises:
+        ImageDecodingError: the image is broken.
+    """
+    size = processor.crop_size["height"]
+    shorter = max(processor.size.get("shortest_edge") or 0, size)
+    if augmentation.crop_scale is None:
+        rgb = decode_image(image, name=name, minimum_size=shorter)
+        pixels = random_crop(resized_pixels(rgb, processor), size, rng)
+    else:
+        least = math.ceil(size / math.sqrt(augmentation.crop_scale[0]))
+        rgb = decode_image(image, name=name, minimum_size=least)
+        box = random_box(rgb.size, augmentation.crop_scale, rng)
+        pixels = _to_pixels(rgb.resize((size, size), processor.resample, box))
+    return _change(pixels, augmentation, rng)
+
+
+def resized_pixels(image: Any, processor: BaseImageProcessor, centre_crop: bool = False) -> Tensor:
+    """Returns an image as the processor resizes it, in uint8.
+
+    Args:
+        image: whatever the processor takes.
+        processor: has size and filter.
+        centre_crop: also cut out its centre.
+    """
+    options = {"do_rescale": False, "do_normalize": False, "do_center_crop": centre_crop, "return_tensors": "pt"}
+    return processor(image, **options)["pixel_values"][0]
+
+
+def random_crop(pixels: Tensor, size: int, rng: random.Random) -> Tensor:
+    """Returns a random square of a picture.
+
+    Args:
+        pixels: (3, H, W), neither side smaller than the square.
+        size: side of the square in pixels.
+        rng: draws the place.
+    """
+    top, left = (rng.randint(0, side - size) for side in pixels.shape[-2:])
+    return pixels[:, top : top + size, left : left + size]
+
+
+def random_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:
+    """Returns left, top, right and bottom of a random part of an image, as torchvision's RandomResizedCrop draws it.
+
+    Args:
+        size: width and height of the image in pixels.
+        scale: least and greatest share of its area.
+        rng: draws area, ratio of the sides and place.
+    """
+    width, height = size
+    for _ in range(_NUM_CROP_ATTEMPTS):
+        area = width * height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(*map(math.log, _RATIOS)))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            # As shares of the room there is, so that a reduced image is cut at the same place as the whole.
+            left, top = round(rng.random() * (width - box_width)), round(rng.random() * (height - box_height))
+            return left, top, left + box_width, top + box_height
+    box_width = min(width, round(height * _RATIOS[1]))  # the image is too long: its centre
+    box_height = min(height, round(width / _RATIOS[0]))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return left, top, left + box_width, top + box_height
+
+
+def _change(pixels: Tensor, augmentation: Augmentation, rng: random.Random) -> Tensor:
+    if rng.random() < augmentation.flip_probability:
+        pixels = pixels.flip(-1)
+    if rng.random() < augmentation.jitter_probability:
+        pixels = _to_pixels(jitter_colours(_to_image(pixels), augmentation.jitter, rng))
+    if rng.random() < augmentation.grayscale_probability:
+        pixels = _to_pixels(_to_image(pixels).convert("L").convert("RGB"))
+    return pixels.contiguous()
+
+
+def jitter_colours(image: Image.Image, jitter: tuple[float, float, float, float], rng: random.Random) -> Image.Image:
+    """Returns an image with other brightness, contrast, saturation and hue, changed in random order.
+
+    Args:
+        image: RGB.
+        jitter: as in `Augmentation`.
+        rng: draws how much and in which order.
+    """
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for number in rng.sample(range(4), 4):
+        if number < 3:
+            image = enhancers[number](image).enhance(rng.uniform(1 - jitter[number], 1 + jitter[number]))
+        else:
+            image = turn_hue(image, rng.uniform(-jitter[3], jitter[3]))
+    return image
+
+
+def turn_hue(image: Image.Image, turns: float) -> Image.Image:
+    """Returns an image whose colours are turned around the colour circle.
+
+    Args:
+        image: RGB.
+        turns: -0.5 to 0.5; a third of a turn makes red green.
+    """
+    hsv = np.array(image.convert("HSV"))
+    hsv[..., 0] += np.uint8(round(turns * 255) % 256)  # wraps around, as the colour circle does
+    return Image.fromarray(hsv, "HSV").convert("RGB")
+
+
+def _to_image(pixels: Tensor) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))
+
+
+def _to_pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)

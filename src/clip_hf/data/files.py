@@ -1,0 +1,128 @@
+"""Files near and far: patterns of names, whole copies of remote files, reads that are tried again."""
+
+import fcntl
+import hashlib
+import itertools
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+
+RETRY_SECONDS = (0.5, 1, 2, 4, 8)
+"""Pauses between attempts to read a remote file."""
+
+NUM_KEPT_COPIES = 64
+"""Copies of remote files that stay on this machine's disk; the one unused for longest goes first."""
+
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+Value = TypeVar("Value")
+
+
+def is_remote(path: str) -> bool:
+    """Returns whether a path is a URL."""
+    return "://" in path
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Returns all names that a pattern of braces stands for: `{000..123}` counts, `{a,b}` lists."""
+    parts = _BRACES.split(pattern)
+    choices = [[part] if number % 2 == 0 else _expand_one(part) for number, part in enumerate(parts)]
+    return ["".join(choice) for choice in itertools.product(*choices)]
+
+
+def _expand_one(inside: str) -> list[str]:
+    match = _RANGE.fullmatch(inside)
+    if match is None:
+        return inside.split(",")
+    first, last = match.groups()
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
+
+
+def find_files(pattern: str) -> list[str]:
+    """Returns the files that a path with braces, `*` or `?` stands for, in the pattern's order.
+
+    Raises:
+        FileNotFoundError: a name stands for no file.
+    """
+    files = []
+    for name in expand_braces(pattern):
+        system, path = fsspec.core.url_to_fs(name)
+        found = (
+            sorted(system.glob(path)) if any(sign in path for sign in "*?[") else [path] * bool(system.exists(path))
+        )
+        if not found:
+            raise FileNotFoundError(f"there is no file {name}" + (f" (of {pattern})" if name != pattern else ""))
+        files += [system.unstrip_protocol(one) if is_remote(name) else one for one in found]
+    return files
+
+
+def read_bytes(path: str) -> bytes:
+    """Returns what a file holds; reads of remote files are tried again.
+
+    Raises:
+        OSError: the file is not there, or could not be read in any attempt.
+    """
+    if not is_remote(path):
+        return Path(path).read_bytes()
+
+    def read() -> bytes:
+        with fsspec.open(path, "rb") as file:
+            return file.read()
+
+    return with_retries(path, read)
+
+
+def with_retries(name: str, read: Callable[[], Value]) -> Value:
+    """Returns what a function that reads a remote file returns, calling it again, after a pause, when it fails.
+
+    Raises:
+        OSError: it failed in every attempt; or there is no such file, which is not tried again.
+    """
+    for pause in (*RETRY_SECONDS, None):
+        try:
+            return read()
+        except _FINAL:
+            raise
+        except Exception as error:  # every protocol has exceptions of its own
+            if pause is None:
+                raise OSError(
+                    f"{name}: {type(error).__name__}: {error} ({len(RETRY_SECONDS) + 1} attempts)"
+                ) from error
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def local_copy(path: str) -> str:
+    """Returns the path of a file on this machine: the path itself, or that of a copy made now or by another process.
+
+    Raises:
+        OSError: as `read_bytes`.
+    """
+    if not is_remote(path):
+        return path
+    folder = Path(os.environ.get("CLIP_HF_CACHE", Path(tempfile.gettempdir(), f"clip_hf-{os.getuid()}")))
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / (hashlib.sha256(path.encode()).hexdigest()[:32] + Path(path).suffix)
+    with open(folder / f"{copy.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not copy.exists():
+            system, remote = fsspec.core.url_to_fs(path)
+            part = copy.with_suffix(".part")
+            with_retries(path, lambda: system.get_file(remote, str(part)))
+            part.replace(copy)
+            _delete_oldest(folder)
+        os.utime(copy)
+    return str(copy)
+
+
+def _delete_oldest(folder: Path) -> None:
+    copies = [file for file in folder.iterdir() if file.suffix not in {".lock", ".part"}]
+    for file in sorted(copies, key=lambda file: file.stat().st_mtime)[:-NUM_KEPT_COPIES]:
+        file.unlink(missing_ok=True)

@@ -1,0 +1,236 @@
+"""Images with their captions, from one file or many, read one by one."""
+
+import bisect
+import itertools
+import posixpath
+import random
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from PIL.Image import Image as PillowImage
+
+from clip_hf.data.columns import USUAL_COLUMNS, Columns, choose_columns
+from clip_hf.data.files import is_remote, local_copy, read_bytes
+from clip_hf.data.image_groups import ImageGroups
+from clip_hf.data.shard_sizes import parquet_footer, read_sizes
+from clip_hf.data.tables import BrokenSampleError, RowsTable, Table, open_table
+
+
+class Draw(NamedTuple):
+    """An image with one of its captions.
+
+    Args:
+        sample_id: names the image.
+        image: bytes of a file, or PIL image.
+        text: the caption.
+        rng: the caption was drawn with it; crops are to be.
+    """
+
+    sample_id: str
+    image: Any
+    text: str
+    rng: random.Random
+
+
+class Samples:
+    """Images with their captions, from one file or many.
+
+    Its samples are images. Rows that name the same image are one sample with several captions; in a stream, whose rows
+    are not known beforehand, each row is a sample.
+
+    Args:
+        name: what errors call it.
+        shards: files of one kind, or one table.
+        columns: of the tables, None for the usual ones.
+        folder: where relative paths of images begin.
+        is_stream: keep few shards open, and do not look at all rows beforehand.
+
+    Raises:
+        ValueError: a shard cannot be read, a column is missing, or there are no rows.
+    """
+
+    max_open = 64  # shards of a stream: with its lanes and those just finished, far fewer than a process may open
+
+    def __init__(
+        self,
+        name: str,
+        shards: Sequence[str | Table],
+        columns: Columns = USUAL_COLUMNS,
+        folder: str = "",
+        is_stream: bool = False,
+    ) -> None:
+        self.name, self.shards, self.folder, self.is_stream = name, list(shards), folder, is_stream
+        self._tables: OrderedDict[int, Table | Exception] = OrderedDict()
+        self.columns = columns
+        self._known_sizes = read_sizes(name, [str(shard) for shard in shards]) if is_stream else {}
+        self.shard_sizes = [self._measure(number) for number in range(len(self.shards))]
+        self._ends = list(itertools.accumulate(self.shard_sizes))
+        if not self._ends or self._ends[-1] == 0:
+            raise ValueError(f"{name} holds no samples: it has {len(self.shards)} files, all without rows")
+        self._groups = None if is_stream else self._find_groups()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._groups is None else len(self._groups)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Returns an example: "sample_id", "image", and "captions", all there are.
+
+        Raises:
+            BrokenSampleError: the row is damaged.
+        """
+        rows = self._rows_of(index)
+        row = self._row(rows[0])
+        captions = self._captions(row) + [text for other in rows[1:] for text in self.captions_of_row(other)]
+        image = self._image(row)
+        if isinstance(image, str) and is_remote(image):
+            image = read_bytes(image)
+        return {"sample_id": self._id(row, rows[0]), "image": image, "captions": captions}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files cannot be sent to another process, which opens its own.
+        tables = {number: table for number, table in self._tables.items() if isinstance(table, RowsTable)}
+        return self.__dict__ | {"_tables": OrderedDict(tables)}
+
+    def draw(self, index: int, seed: int, epoch: int) -> Draw:
+        """Returns a sample with one of its captions, which depends on seed, epoch and the sample's id.
+
+        Args:
+            index: of the sample.
+            seed: of the run.
+            epoch: number of the epoch.
+
+        Raises:
+            BrokenSampleError: the row is damaged, or has no image or no caption.
+            OSError: the file of the image could not be read.
+        """
+        rows = self._rows_of(index)
+        row = self._row(rows[0]) if len(rows) == 1 else self._row(rows[0], [self.columns.id or ""])
+        sample_id = self._id(row, rows[0])
+        rng = random.Random(f"{seed} {epoch} {sample_id}")
+        if len(rows) > 1:
+            row = self._row(rng.choice(rows))
+        captions = self._captions(row)
+        if not captions:
+            raise BrokenSampleError(f"{sample_id}: the caption is empty")
+        # Drawn from only where there is a choice: five rows of one caption are then the same as one row of five.
+        text = rng.choice(captions) if len(captions) > 1 else captions[0]
+        image = self._image(row)
+        # Read at once: Pillow would ask for the file in dozens of pieces.
+        return Draw(sample_id, read_bytes(image) if isinstance(image, str) else image, text, rng)
+
+    def sample_id(self, index: int) -> str:
+        """Returns what names a sample, damaged or not: the id of its image, or else its place in the source."""
+        return self._id_of_row(self._rows_of(index)[0])
+
+    def captions_of_row(self, number: int) -> list[str]:
+        """Returns the captions of a row, its image left alone."""
+        return self._captions(self._row(number, [self.columns.text or ""]))
+
+    def all_captions(self) -> Iterable[list[str]]:
+        """Yields the captions of each row that has any; damaged rows are left out."""
+        for number in range(self._ends[-1]):
+            try:
+                captions = self.captions_of_row(number)
+            except (BrokenSampleError, OSError):
+                continue
+            if captions:
+                yield captions
+
+    # Rows
+
+    def _measure(self, number: int) -> int:
+        """Checks a shard's columns and returns its number of rows, reading no more of it than that takes."""
+        shard = str(self.shards[number])
+        if number > 0 and shard in self._known_sizes:
+            return self._known_sizes[shard]
+        if number > 0 and is_remote(shard) and shard.endswith(".parquet"):
+            num_rows, names = parquet_footer(shard)
+            choose_columns(shard, names, self.columns, {})
+            return num_rows
+        table = self._table(number)
+        if isinstance(table, Exception):
+            raise ValueError(f"{self.name}: {table}") from table
+        if len(table):
+            self.columns = choose_columns(table.name, table.column_names, self.columns, _first_row(table))
+        return len(table)
+
+    def _table(self, number: int) -> Table | Exception:
+        if number not in self._tables:
+            shard = self.shards[number]
+            try:
+                self._tables[number] = open_table(local_copy(shard), shard) if isinstance(shard, str) else shard
+            except (OSError, ValueError) as error:  # kept: each of its samples would else wait for all attempts
+                self._tables[number] = error
+            while self.is_stream and len(self._tables) > self.max_open:
+                self._tables.popitem(last=False)
+        self._tables.move_to_end(number)
+        return self._tables[number]
+
+    def _row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        shard = bisect.bisect_right(self._ends, number)
+        table = self._table(shard)
+        if isinstance(table, Exception):
+            raise BrokenSampleError(f"{self.name}: {table}") from table
+        place = number - self._ends[shard] + self.shard_sizes[shard]
+        if place >= len(table):
+            raise BrokenSampleError(f"{self.shards[shard]} has changed: it had {self.shard_sizes[shard]:,} rows")
+        wanted = columns or [column for column in self.columns if column is not None]
+        row = table.row(place, wanted)
+        missing = [column for column in wanted if column not in row and column != self.columns.id]
+        if missing:
+            raise BrokenSampleError(f"{table.name}, row {place}: it has no {', '.join(missing)}")
+        return row
+
+    def _rows_of(self, index: int) -> Sequence[int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} is not in [0, {len(self)})")
+        return [index] if self._groups is None else self._groups[index]
+
+    def _find_groups(self) -> ImageGroups | None:
+        column = self.columns.id
+        if column is None or (column == "key" and str(self.shards[0]).endswith(".tar")):  # no two keys are equal
+            return None
+        table = self.shards[0]
+        if isinstance(table, RowsTable):  # much faster than row by row
+            return ImageGroups.find(table.texts(column))
+        return ImageGroups.find(self._id_of_row(number) for number in range(self._ends[-1]))
+
+    def _id_of_row(self, number: int) -> str:
+        try:
+            return self._id(self._row(number, [self.columns.id or ""]), number)
+        except BrokenSampleError:
+            return f"{self.name}#{number}"
+
+    def _id(self, row: dict[str, Any], number: int) -> str:
+        value = row.get(self.columns.id) if self.columns.id else None
+        if value is None and isinstance(image := row.get(self.columns.image or ""), dict):
+            value = image.get("path")
+        return f"{self.name}#{number}" if value is None else str(value)
+
+    def _image(self, row: dict[str, Any]) -> Any:
+        image = row[self.columns.image or ""]
+        if isinstance(image, dict):  # an Image feature, not decoded
+            image = image.get("bytes") or image.get("path")
+        if not isinstance(image, bytes | str | PillowImage) or not image:
+            raise BrokenSampleError(f"{self._id(row, 0)}: there is no image, but {image!r:.60}")
+        if isinstance(image, str) and not is_remote(image) and self.folder:
+            image = posixpath.join(self.folder, image)
+        return image
+
+    def _captions(self, row: dict[str, Any]) -> list[str]:
+        texts = row[self.columns.text or ""]
+        texts = [texts] if isinstance(texts, str) else texts or []
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise BrokenSampleError(f"{self._id(row, 0)}: the caption is {texts!r:.60}, not a text or a list of them")
+        return [text for text in texts if text.strip()]
+
+
+def _first_row(table: Table) -> dict[str, Any]:
+    """The first row that is whole, an empty one where none is."""
+    for index in range(len(table)):
+        try:
+            return table.row(index)
+        except BrokenSampleError:
+            continue
+    return {}

@@ -1,0 +1,39 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_hf.data.dry_run import dry_run
+from clip_hf.data.sources import open_source
+from clip_hf.data.training_pairs import TrainingPairs
+from tests.data.source_kinds import write_source
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_dry_run_tells_what_training_would_read(streaming, drawn, small_processor, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    samples = [*drawn[:39], type(drawn[0])(drawn[39] | {"file": broken})]
+    source = open_source(write_source("tar", tmp_path / "tar", samples), streaming=streaming)
+    pairs = TrainingPairs([source], small_processor, broken_list=tmp_path / "broken_samples.jsonl")
+    report = dry_run(pairs, 60, tmp_path / "out", batch_size=10)
+    assert json.loads(json.dumps(report)) == report
+    assert report["samples"] == 60 and report["samples_in_an_epoch"] == 40 and report["batches_in_an_epoch"] == 4
+    assert report["samples_per_second"] > 1 and report["broken"] == {source.name: len(listed(tmp_path))}
+    sides = [min(Image.open(sample["file"]).size) for sample in drawn[:39]]
+    assert report["image_shorter_side"]["median"] == np.median(sides)
+    lengths = {len(ids) for sample in drawn for ids in small_processor.tokenizer(sample["captions"])["input_ids"]}
+    tokens = report["caption_tokens"]
+    assert min(lengths) <= tokens["least"] <= tokens["median"] <= tokens["greatest"] <= max(lengths)
+    with Image.open(tmp_path / "out" / "samples.png") as sheet:
+        assert min(sheet.size) > 1000 and len(set(sheet.convert("L").resize((60, 60)).tobytes())) > 20
+
+
+def listed(folder) -> list[str]:
+    return (folder / "broken_samples.jsonl").read_text().splitlines()
+
+
+def test_shapes_need_no_files(small_processor, tmp_path):
+    report = dry_run(TrainingPairs([open_source("shapes")], small_processor), 30, tmp_path, batch_size=30)
+    assert report["image_shorter_side"]["least"] == 64 and report["broken"] == {"shapes": 0}

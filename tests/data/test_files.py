@@ -1,0 +1,92 @@
+import os
+import threading
+
+import fsspec
+import pytest
+
+from clip_hf.data import files
+from clip_hf.data.files import expand_braces, find_files, local_copy, read_bytes, with_retries
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch, tmp_path):
+    pauses = []
+    monkeypatch.setattr(files.time, "sleep", pauses.append)
+    monkeypatch.setenv("CLIP_HF_CACHE", str(tmp_path / "cache"))
+    return pauses
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("{08..11}.tar", ["08.tar", "09.tar", "10.tar", "11.tar"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+        ("s3://b/{x,}-{000..002}", [f"s3://b/{x}-00{n}" for x in ("x", "") for n in range(3)]),
+    ],
+)
+def test_braces_stand_for_names(pattern, names):
+    assert expand_braces(pattern) == names
+
+
+def test_files_are_found_near_and_far(tmp_path):
+    for name in ("a0", "a1", "b"):
+        (tmp_path / name).write_bytes(name.encode())
+        fsspec.filesystem("memory").pipe_file(f"/found/{name}", name.encode())
+    assert find_files(f"{tmp_path}/a*") == [str(tmp_path / "a0"), str(tmp_path / "a1")]
+    assert find_files("memory://found/{b,a?}") == ["memory:///found/b", "memory:///found/a0", "memory:///found/a1"]
+    assert [read_bytes(name) for name in find_files("memory://found/*")] == [b"a0", b"a1", b"b"]
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*c1 \(of .*c\{1..2\}\)"):
+        find_files(f"{tmp_path}/c{{1..2}}")
+
+
+def test_a_read_is_tried_again_with_growing_pauses(no_pauses):
+    failures = [ConnectionError("reset"), TimeoutError("slow")]
+
+    def read():
+        if failures:
+            raise failures.pop()
+        return "data"
+
+    assert with_retries("far", read) == "data"
+    assert no_pauses == [0.5, 1]
+    with pytest.raises(OSError, match=r"far: ValueError: odd .6 attempts"):
+        with_retries("far", lambda: (_ for _ in ()).throw(ValueError("odd")))
+    assert no_pauses[2:] == list(files.RETRY_SECONDS)
+
+
+def test_a_file_that_is_not_there_is_not_tried_again(no_pauses):
+    with pytest.raises(FileNotFoundError):
+        read_bytes("memory://nowhere")
+    assert not no_pauses
+
+
+def test_a_remote_file_is_copied_once_whoever_asks(monkeypatch):
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/copied.tar", b"tar")
+    fetched = []
+    get_file = type(system).get_file
+
+    def counting(self, remote, path, **options):
+        fetched.append(remote)
+        get_file(self, remote, path, **options)
+
+    monkeypatch.setattr(type(system), "get_file", counting)
+    copies = []
+    threads = [threading.Thread(target=lambda: copies.append(local_copy("memory://copied.tar"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(copies)) == 1 and len(copies) == 8 and len(fetched) == 1
+    assert open(copies[0], "rb").read() == b"tar"
+    assert local_copy("near.tar") == "near.tar"
+
+
+def test_few_copies_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(files, "NUM_KEPT_COPIES", 3)
+    for number in range(6):
+        fsspec.filesystem("memory").pipe_file(f"/many/{number}", b"x")
+        os.utime(local_copy(f"memory://many/{number}"), (number, number))
+    assert len([file for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"]) == 3
+    assert open(local_copy("memory://many/0"), "rb").read() == b"x", "and fetched again when needed"

@@ -1,0 +1,76 @@
+import random
+
+import pytest
+from datasets import Dataset
+
+from clip_hf.data import samples as module
+from clip_hf.data.columns import Columns
+from clip_hf.data.samples import Samples
+from clip_hf.data.sources import open_source
+from clip_hf.data.tables import BrokenSampleError
+from tests.data.source_kinds import write_rows, write_source
+
+IDS = ["b", "a", "b", None, "a", None]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_that_name_one_image_are_one_sample(kind, tmp_path):
+    rows = [{"image": b"" if kind == "parquet" else "x", "image_id": id_} for id_ in IDS]
+    rows = [row | {"caption": f"caption {number}"} for number, row in enumerate(rows)]
+    if kind == "parquet":
+        rows = [row | {"image": b"bytes"} for row in rows]
+        Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    else:
+        write_rows("jsonl", tmp_path / "a", rows)
+    source = open_source(tmp_path / f"a.{kind}")
+    captions = [["caption 0", "caption 2"], ["caption 1", "caption 4"], ["caption 3"], ["caption 5"]]
+    assert [source[index]["captions"] for index in range(len(source))] == captions
+    assert [source.sample_id(index) for index in range(2)] == ["b", "a"]
+    assert source.sample_id(2) != source.sample_id(3), "what has no name is like no other"
+
+
+def test_a_draw_depends_on_its_sample_alone(drawn, tmp_path):
+    source = open_source(write_source("csv", tmp_path / "csv", drawn))
+    draw = source.draw(3, seed=1, epoch=2)
+    rng = random.Random("1 2 03")
+    assert draw.text == rng.choice(drawn[3]["captions"]) and draw.image == drawn[3]["file"].read_bytes()
+    assert draw.rng.random() == rng.random(), "and what follows goes on from there"
+
+
+def test_a_stream_keeps_few_shards_open(drawn, tmp_path, monkeypatch):
+    opened = []
+    open_table = module.open_table
+    monkeypatch.setattr(module, "open_table", lambda path, name: (opened.append(name), open_table(path, name))[1])
+    source = open_source(write_source("tar", tmp_path / "tar", drawn, num_shards=8), streaming=True)
+    source.max_open = 3
+    source._tables.clear()
+    opened.clear()
+    for index in (0, 5, 10, 0, 5, 10, 15, 20, 0):
+        source.draw(index, 0, 0)
+    names = [name.rpartition("/")[2] for name in opened]
+    assert len(source._tables) == 3 and names.count("000.tar") <= 2 and names[-1] == "000.tar"
+
+
+def test_a_shard_that_cannot_be_opened_any_more_is_not_tried_again(drawn, tmp_path, monkeypatch):
+    source = open_source(write_source("tar", tmp_path / "tar", drawn, num_shards=2), streaming=True)
+    attempts = []
+
+    def fail(path):
+        attempts.append(path)
+        raise ConnectionError("unplugged")
+
+    monkeypatch.setattr(module, "local_copy", fail)
+    source._tables.clear()
+    for index in range(20):
+        with pytest.raises(BrokenSampleError, match="unplugged"):
+            source.draw(index, 0, 0)
+        assert source.sample_id(index).endswith(f"#{index}")
+    assert len(attempts) == 1
+
+
+def test_an_index_beyond_the_end_is_refused(drawn, tmp_path):
+    source = Samples("pairs", [write_source("jsonl", tmp_path / "pairs", drawn)], Columns(image="image"))
+    with pytest.raises(IndexError, match=r"index 40 is not in \[0, 40\)"):
+        source[40]
+    with pytest.raises(IndexError):
+        source.draw(-1, 0, 0)

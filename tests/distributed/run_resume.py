@@ -1,0 +1,78 @@
+"""Trains a tiny model on the samples of a source and writes the loss of each step, to be killed and started again.
+
+    torchrun --nproc_per_node 2 tests/distributed/run_resume.py options.json
+
+Rank 0 adds a line to `losses` in the output folder for each step: its number and the loss, every bit of it.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import set_seed
+
+from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
+from clip_hf.data.sources import open_source
+from clip_hf.data.training_pairs import TrainingPairs
+from clip_hf.training import ClipTrainer, ClipTrainingArguments
+from tests.distributed.run_engines import deepspeed_config
+from tests.tiny_models import TEXT, VISION
+
+GLOBAL_BATCH_SIZE = 8
+
+
+class WritingTrainer(ClipTrainer):
+    """Writes the global loss of each step before it is taken."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        mean = self.accelerator.reduce(loss.detach().clone(), "mean").item()
+        if self.args.process_index == 0:
+            with open(Path(self.args.output_dir, "losses"), "a", encoding="utf-8") as file:
+                file.write(f"{self.state.global_step} {mean.hex()}\n")
+        return loss
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    options = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    args = ClipTrainingArguments(
+        output_dir=options["output_dir"],
+        use_cpu=True,
+        max_steps=options["num_steps"],
+        global_batch_size=GLOBAL_BATCH_SIZE,
+        grad_cache_chunk_size=3,
+        learning_rate=1e-3,
+        warmup_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        save_total_limit=2,
+        dataloader_num_workers=options["num_workers"],
+        disable_tqdm=True,
+        report_to="none",
+        deepspeed=deepspeed_config(options["engine"]),
+    )
+    Path(args.output_dir).mkdir(exist_ok=True)
+    tokenizer = ClipHfTokenizer.from_pretrained(options["tokenizer"])
+    dropout = {"attention_dropout": 0.2}
+    text_config = TEXT | dropout | {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    set_seed(0)
+    model = ClipHfModel(ClipHfConfig(text_config=text_config, vision_config=VISION["vit"] | dropout))
+    size = model.config.vision_config.image_size
+    processor = ClipHfProcessor(ClipHfImageProcessor(size=size, crop_size=size), tokenizer)
+    source = open_source(options["source"], streaming=options["streaming"])
+    pairs = TrainingPairs([source], processor, num_lanes=2, window=16)
+    trainer = WritingTrainer(model, args, train_dataset=pairs)
+    trainer.train(resume_from_checkpoint=True)
+    if args.process_index == 0:
+        Path(args.output_dir, "is_complete").touch()
+    if "RANK" in os.environ:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
