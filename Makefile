@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS_VENV := .venv-peers
-# What `make test-peers` compares with. torchvision is the release that belongs to the torch in constraints.txt.
-PEERS := open_clip_torch==3.3.0 torchvision==0.28.0
+# What `make test-peers` compares with; clip-anytorch packages OpenAI's code. torchvision is the release that belongs to the torch in constraints.txt.
+PEERS := open_clip_torch==3.3.0 torchvision==0.28.0 clip-anytorch==2.6.0
 
 # The folder of real test data (CONTRIBUTING.md). Tests that need it are skipped where there is none.
 CLIP_HF_TEST_DATA ?= $(abspath $(wildcard ../shared/data))
@@ -37,8 +37,8 @@ test-slow: $(VENV)/.installed  ## Run the tests that take minutes
 test-gpu: $(VENV)/.installed  ## Run the tests that need CUDA devices
 	@$(VENV)/bin/python -m pytest -m "gpu or multi_gpu"
 
-test-peers: $(PEERS_VENV)/.installed  ## Compare with OpenCLIP, in an environment of its own (.venv-peers)
-	@$(PEERS_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E "^(open_clip|tim|torch|transformers|clip_hf)"
+test-peers: $(PEERS_VENV)/.installed  ## Compare with OpenCLIP and OpenAI's code, in .venv-peers
+	@$(PEERS_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E "^(open_clip|clip-any|tim|torch|transformers|clip_hf)"
 	@$(PEERS_VENV)/bin/python -m pytest -m peers tests/peers
 
 check: $(VENV)/.installed  ## Check style, types, spelling and the repository's own rules
@@ -75,7 +75,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(PEERS_VENV)/.installed: pyproject.toml constraints.txt Makefile | $(PEERS_VENV)/bin/python
 	@echo "Installing into $(PEERS_VENV); the first time takes minutes."
 	@$(PEERS_VENV)/bin/python $(PIP_INSTALL) torch torchvision==0.28.0
-	@$(PEERS_VENV)/bin/python $(PIP_INSTALL) $(PEERS) pytest --editable .
+	@$(PEERS_VENV)/bin/python $(PIP_INSTALL) $(PEERS) pytest pytest-timeout --editable .
 	@touch $@
 
 $(VENV)/bin/python $(PEERS_VENV)/bin/python:

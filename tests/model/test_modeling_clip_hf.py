@@ -266,6 +266,13 @@ def test_bf16_model_keeps_temperature_and_embeddings_in_fp32(tmp_path):
     torch.testing.assert_close(output.image_embeds, expected.image_embeds, rtol=0, atol=2e-2)
 
 
+def test_bf16_checkpoint_opens_as_bf16(tmp_path):
+    tiny_model("vit").to(torch.bfloat16).save_pretrained(tmp_path)
+    loaded = ClipHfModel.from_pretrained(tmp_path)
+    assert loaded.dtype == loaded.vision_model.dtype == torch.bfloat16
+    assert loaded.logit_scale.dtype == torch.float32
+
+
 def test_logits_stay_in_fp32_under_autocast():
     model = tiny_model("vit").eval()
     ids, pixels = random_ids(model.config), random_pixels(model.config)

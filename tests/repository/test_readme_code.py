@@ -9,6 +9,8 @@ from PIL import Image
 from transformers import CLIPConfig, CLIPModel
 
 from clip_hf import ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer, ClipTrainer
+from tests.open_clip_folders import write_open_clip_folder
+from tests.openai_weights import openai_weights, save_archive
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -32,6 +34,8 @@ def paths_of_the_readme(tmp_path, monkeypatch):
     ClipHfModel.from_pretrained(theirs).save_pretrained(ours)
     ClipHfProcessor.from_pretrained(theirs).save_pretrained(ours)
     Image.new("RGB", (300, 240), "red").save("photo.jpg")
+    write_open_clip_folder(Path("path/to/open_clip"))
+    save_archive(openai_weights("vit"), Path("ViT-B-32.pt"))
 
     images = Path("path/to/images")
     images.mkdir()

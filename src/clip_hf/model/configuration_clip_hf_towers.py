@@ -3,12 +3,19 @@
 # No `from __future__ import annotations` here: it turns the type checks of `@strict` off without a word.
 
 import difflib
+from os import PathLike
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .conversion_clip_hf import TRANSFORMERS_MODEL_TYPES, translate_transformers_config
+from .open_clip_checkpoint_clip_hf import (
+    HUB_ARGUMENTS,
+    is_open_clip,
+    read_open_clip_config,
+    translate_open_clip_config,
+)
 
 FORMAT_VERSION = 1
 HEAD_SIZE = 64
@@ -61,9 +68,15 @@ class ClipHfBaseConfig(PreTrainedConfig):
         return f"{type(self).__name__} has no key '{key}': {suggestion}"
 
     @classmethod
-    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the raw configuration of a checkpoint, a transformers CLIP configuration rewritten as ours."""
-        config_dict, unused = super().get_config_dict(*args, **kwargs)
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the raw configuration of a checkpoint; transformers' and OpenCLIP's are rewritten as ours."""
+        if is_open_clip(pretrained_model_name_or_path, **kwargs):
+            content = read_open_clip_config(pretrained_model_name_or_path, **kwargs)
+            unused = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
+            return translate_open_clip_config(content), unused
+        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if config_dict.get("model_type") in TRANSFORMERS_MODEL_TYPES:
             config_dict = translate_transformers_config(config_dict)
         return config_dict, unused

@@ -7,6 +7,7 @@ Three classes do the same work; they differ in what resizes: `ClipHfImageProcess
 
 import difflib
 import math
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,12 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import is_torchvision_available
 
 from .image_sources_clip_hf import decode_source, flatten_images
+from .open_clip_checkpoint_clip_hf import (
+    HUB_ARGUMENTS,
+    is_open_clip,
+    open_clip_image_options,
+    read_open_clip_config,
+)
 
 LARGEST_RESIZE = 2**24
 """Most pixels of a resized image; of a longer strip only the crop is computed, which rounds a few pixels otherwise."""
@@ -87,6 +94,16 @@ class ClipHfImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the options that a checkpoint has saved: ours, transformers' or OpenCLIP's."""
+        if is_open_clip(pretrained_model_name_or_path, **kwargs):
+            content = read_open_clip_config(pretrained_model_name_or_path, **kwargs)
+            return open_clip_image_options(content), {key: kwargs[key] for key in kwargs.keys() - set(HUB_ARGUMENTS)}
+        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     @property
     def backend(self) -> str:

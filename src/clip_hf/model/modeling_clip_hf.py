@@ -6,7 +6,7 @@ Shapes: B batch (I images, T texts where they differ), L tokens, E joint embeddi
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from .modeling_clip_hf_base import ClipHfPreTrainedModel, normalize_embeds
 from .modeling_clip_hf_resnet import ClipHfResNetModel
 from .modeling_clip_hf_text import ClipHfTextModel, trim_padding
 from .modeling_clip_hf_vit import ClipHfViTModel
+from .openai_checkpoint_clip_hf import openai_architecture, read_openai_checkpoint
 from .zero_shot_pipeline_clip_hf import ClipHfZeroShotPipeline
 
 # What a checkpoint's code offers to whoever loads it: the names below travel with this file.
@@ -107,6 +108,33 @@ class ClipHfModel(ClipHfPreTrainedModel):
         # Of shape (1,), not (): DeepSpeed cannot hold parameters without a dimension.
         self.logit_scale = nn.Parameter(torch.empty(1))
         self.post_init()
+
+    @classmethod
+    def from_openai(cls, path: str | os.PathLike[str], trust_pickle: bool = False, **kwargs: Any) -> Self:
+        """Returns the model of one of OpenAI's .pt files, the architecture read from its shapes.
+
+        Args:
+            path: a TorchScript archive, as released (its code is not run), or a state dict.
+            trust_pickle: also open a pickle that needs more than tensors, which may run any code.
+            kwargs: as in `PreTrainedModel.from_pretrained`: `dtype=torch.float32` for instance. By default the model
+                has the type of the file, which is float16 for released ones.
+
+        Raises:
+            ValueError: the file is damaged, another model's, or does not hold all weights of a CLIP.
+        """
+        weights = read_openai_checkpoint(path, trust_pickle)
+        try:
+            config = ClipHfConfig(**openai_architecture(weights))
+            model: Any = cls.from_pretrained(None, config=config, state_dict=weights, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        model.config.name_or_path = str(path)
+        return model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the towers; the temperature is float32 in any model."""
+        return self.text_model.dtype
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the text tower's token embedding."""

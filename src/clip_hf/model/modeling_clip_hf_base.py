@@ -14,6 +14,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_clip_hf_towers import ClipHfImageConfig
 from .conversion_clip_hf import IGNORED_KEYS, PROJECTION_KEYS, TEXT_TOWER_KEYS
+from .open_clip_checkpoint_clip_hf import (
+    HUB_ARGUMENTS,
+    find_open_clip_weights,
+    is_open_clip,
+    read_open_clip_weights,
+)
 
 
 class ClipHfPreTrainedModel(PreTrainedModel):
@@ -36,7 +42,7 @@ class ClipHfPreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Self | tuple[Self, dict[str, Any]]:
-        """Returns the model of a checkpoint: ours, transformers' CLIP, or a state dict in OpenAI's layout.
+        """Returns the model of a checkpoint: ours, transformers' CLIP, OpenCLIP's, or a state dict in OpenAI's layout.
 
         Args:
             pretrained_model_name_or_path: a folder or a Hub repository; None with `config` and `state_dict`.
@@ -49,7 +55,10 @@ class ClipHfPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the checkpoint lacks weights of the model, or holds weights that the model has no place for.
         """
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        load = (
+            cls._from_open_clip if is_open_clip(pretrained_model_name_or_path, **kwargs) else super().from_pretrained
+        )
+        model, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         if output_loading_info:
             return model, info
         problems = [
@@ -63,6 +72,19 @@ class ClipHfPreTrainedModel(PreTrainedModel):
                 f"{'; '.join(problems)}. Pass output_loading_info=True to get the model and these lists instead."
             )
         return model
+
+    @classmethod
+    def _from_open_clip(cls, source: str | os.PathLike, *args: Any, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
+        hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
+        config = kwargs.pop("config", None)
+        if config is None:
+            names = kwargs.keys() & cls.config_class.__dataclass_fields__.keys() - {"dtype"}
+            fields = {name: kwargs.pop(name) for name in names}
+            config = cls.config_class.from_pretrained(source, **hub_arguments, **fields)
+        weights = read_open_clip_weights(find_open_clip_weights(source, **hub_arguments))
+        model, info = super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
+        model.config.name_or_path = str(source)
+        return model, info
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, *args: Any, save_original_format: bool = False, **kwargs: Any

@@ -1,5 +1,7 @@
 """Pictures and texts to model inputs: the image processor and the tokenizer as one object."""
 
+from typing import Any
+
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
@@ -23,6 +25,14 @@ class ClipHfProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, source: str, processor_dict: Any = None, **kwargs: Any) -> list[Any]:
+        options, _ = ClipHfImageProcessor.get_image_processor_dict(source, **kwargs)
+        if options.get("image_processor_type") == ClipHfImageProcessor.__name__:
+            return super()._get_arguments_from_pretrained(source, processor_dict, **kwargs)
+        # The Auto classes would open transformers' CLIP as transformers' classes, and OpenCLIP's not at all.
+        return [part.from_pretrained(source, **kwargs) for part in (ClipHfImageProcessor, ClipHfTokenizer)]
 
 
 ClipHfProcessor.register_for_auto_class()

@@ -1,0 +1,69 @@
+"""Converts a CLIP checkpoint between this package, transformers, OpenCLIP and OpenAI, and checks the result.
+
+Examples:
+    python scripts/convert_checkpoint.py ViT-B-32.pt outputs/clip --to clip_hf --tokenizer bpe_simple_vocab_16e6.txt.gz
+    python scripts/convert_checkpoint.py path/to/open_clip outputs/transformers --to transformers --dtype float16
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from clip_hf.conversion.checking import Files, compare
+from clip_hf.conversion.layouts import LAYOUTS
+from clip_hf.conversion.reading import read_checkpoint, round_weights
+from clip_hf.conversion.writing import MAX_SHARD_SIZE, new_target, write_checkpoint
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def parse_arguments(args: list[str] | None) -> argparse.Namespace:
+    """Returns the command line's arguments."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("source", help="folder, repository on the Hub, or one of OpenAI's .pt files")
+    parser.add_argument("target", type=Path, help="folder to be made; for openai a .pt file")
+    parser.add_argument("--to", required=True, choices=LAYOUTS, help="whose files to write")
+    parser.add_argument("--dtype", choices=DTYPES, help="round the weights to this type (default: as they are)")
+    parser.add_argument(
+        "--tokenizer",
+        help="folder, repository, or OpenAI's bpe_simple_vocab_16e6.txt.gz (default: the source's, if it has one)",
+    )
+    parser.add_argument("--max_shard_size", default=MAX_SHARD_SIZE, help="largest file of weights (default: 5GB)")
+    parser.add_argument(
+        "--trust_pickle", action="store_true", help="read pickles that need more than tensors: they may run any code"
+    )
+    return parser.parse_args(args)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Reads, rounds, writes, compares, and only then gives the target its name."""
+    arguments = parse_arguments(args)
+    dtype = DTYPES.get(arguments.dtype)
+    try:
+        with new_target(arguments.target) as path:
+            checkpoint = read_checkpoint(arguments.source, arguments.tokenizer, arguments.trust_pickle)
+            if dtype is not None:
+                round_weights(checkpoint, dtype)
+            write_checkpoint(checkpoint, path, arguments.to, arguments.max_shard_size)
+            num_values = sum(tensor.numel() for tensor in checkpoint.weights.values())
+            checkpoint.weights.clear()  # the comparison opens two models, one after the other
+            source = Files(arguments.source, checkpoint.layout, arguments.trust_pickle)
+            comparison = compare(source, Files(str(path), arguments.to), checkpoint.config, dtype)
+    except (ValueError, OSError) as error:
+        sys.exit(f"not converted: {error}")
+    dtype_name = str(checkpoint.config.dtype).removeprefix("torch.")
+    print(f"source     {arguments.source} ({checkpoint.layout})")
+    print(f"target     {arguments.target} ({arguments.to}), {num_values:,} values, {dtype_name}")
+    print(f"features   {comparison}")
+    if arguments.to == "openai":
+        print("tokenizer  OpenAI's code brings its own; so it does for the preprocessing")
+    elif checkpoint.tokenizer is None:
+        print("tokenizer  none: the source has none. Give one with --tokenizer (OpenAI's, for the released models)")
+
+
+if __name__ == "__main__":
+    main()
