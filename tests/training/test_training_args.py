@@ -122,6 +122,7 @@ def test_what_would_change_the_objective_or_cannot_work_is_refused(options, mess
 
 
 def test_several_gpus_in_one_process_are_refused_with_the_command_to_use(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("sys.argv", ["train.py", "recipe.yaml"])
     with pytest.raises(ValueError, match=r"torchrun --nproc_per_node 2 train.py recipe.yaml"):

@@ -220,7 +220,7 @@ class Samples:
 
     def _captions(self, row: dict[str, Any]) -> list[str]:
         texts = row[self.columns.text or ""]
-        texts = [texts] if isinstance(texts, str) else texts or []
+        texts = [str(texts)] if isinstance(texts, str | int) else texts or []  # a number is a class
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise BrokenSampleError(f"{self._id(row, 0)}: the caption is {texts!r:.60}, not a text or a list of them")
         return [text for text in texts if text.strip()]

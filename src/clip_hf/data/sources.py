@@ -1,5 +1,6 @@
 """What one string can name, opened as images with captions: a folder, files of many kinds, a data set on the Hub."""
 
+import glob
 import os
 import posixpath
 import re
@@ -58,6 +59,8 @@ def open_source(
     if name == SHAPES:
         return Samples(name, [_shapes(split)])
     system, path = fsspec.core.url_to_fs(expand_braces(name)[0])
+    if system.isdir(path) and _holds_folders_alone(system, path):
+        return Samples(name, [_load_class_folders(name)], columns)
     if system.isdir(path):
         files = _files_of_folder(name, system, path)
     elif (match := _HUB_NAME.fullmatch(name)) and not system.exists(path) and PurePosixPath(name).suffix not in KINDS:
@@ -68,6 +71,20 @@ def open_source(
     if files[0].endswith(".parquet") and not streaming:
         return Samples(name, [_load_parquet(name, files)], columns, folder)
     return Samples(name, files, columns, folder, streaming)
+
+
+def _holds_folders_alone(system: fsspec.AbstractFileSystem, path: str) -> bool:
+    there = [entry for entry in system.ls(path, detail=True) if not posixpath.basename(entry["name"]).startswith(".")]
+    return bool(there) and all(entry["type"] == "directory" for entry in there)
+
+
+def _load_class_folders(name: str) -> RowsTable:
+    """Returns the images of folders, each named after its class, with a column `label`."""
+    files = {"train": posixpath.join(glob.escape(name), "**")}
+    try:
+        return RowsTable(load_dataset("imagefolder", data_files=files, split="train", drop_labels=False), name)
+    except Exception as error:
+        raise ValueError(f"{name} has folders alone, but no images in them: {error.__cause__ or error}") from error
 
 
 def _shapes(split: str) -> ShapesTable:

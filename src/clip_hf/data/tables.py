@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Image
+from datasets import ClassLabel, Dataset, Image
 
 from clip_hf.data.shapes import ShapesDataset
 from clip_hf.data.tar_index import TarIndex, read_members
@@ -219,6 +219,8 @@ class TarTable:
                     row = json.loads(data) | row
                 elif kind in TEXT_ENDINGS:
                     row |= {ending: data.decode(), "text": data.decode()}
+                elif kind == "cls":
+                    row |= {ending: data.decode()}
                 else:
                     row |= {ending: data} | ({"image": data} if kind in IMAGE_ENDINGS else {})
         except (ValueError, TypeError) as error:
@@ -234,7 +236,7 @@ def _endings_of(columns: Sequence[str] | None) -> set[str] | None:
 
 
 class RowsTable:
-    """A `datasets.Dataset`, mapped into memory, its images not decoded.
+    """A `datasets.Dataset`, mapped into memory, its images not decoded, its classes by their names.
 
     Args:
         rows: the data set.
@@ -246,6 +248,9 @@ class RowsTable:
             if isinstance(feature, Image):
                 rows = rows.cast_column(column, Image(decode=False))
         self.rows, self.name, self.column_names = rows, name, rows.column_names
+        self._class_names = {
+            column: feature.names for column, feature in rows.features.items() if isinstance(feature, ClassLabel)
+        }
         self._views: dict[tuple[str, ...], Dataset] = {}
 
     def __len__(self) -> int:
@@ -253,12 +258,14 @@ class RowsTable:
 
     def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         """Returns a row, or some of its columns."""
-        if columns is None:
-            return self.rows[index]
-        key = tuple(columns)
+        key = tuple(self.column_names if columns is None else columns)
         if key not in self._views:
             self._views[key] = self.rows.select_columns([column for column in key if column in self.column_names])
-        return self._views[key][index]
+        row = self._views[key][index]
+        for column in self._class_names.keys() & row.keys():
+            if row[column] is not None and row[column] >= 0:  # -1 is no class
+                row[column] = self._class_names[column][row[column]]
+        return row
 
     def texts(self, column: str) -> Iterator[str]:
         """Yields the values of a column as texts; a missing value is the number of its row, like no other."""

@@ -33,15 +33,20 @@ BROKEN_FILE = "broken.jsonl"
 class Input(Protocol):
     """A picture (path or bytes) or a text, with its id."""
 
-    id: str
-    value: Any
+    @property
+    def id(self) -> str:
+        """Returns its name."""
+
+    @property
+    def value(self) -> Any:
+        """Returns the picture or the text."""
 
 
 class Embedder:
     """Turns pictures and texts into unit embeddings.
 
     Args:
-        model: a `ClipHfModel` or transformers' `CLIPModel`.
+        model: a `ClipHfModel`, or one of transformers' with its methods, such as `CLIPModel` and `SiglipModel`.
         image_processor: makes `pixel_values`; None if there are no pictures.
         tokenizer: makes `input_ids`; None if there are no texts.
         batch_size: pictures or texts at a time.
@@ -66,8 +71,15 @@ class Embedder:
         self.advance = advance
 
     @torch.inference_mode()
-    def embed_images(self, images: Sequence[Input] | Subset) -> tuple[list[str], Tensor, list[dict[str, str]]]:
-        """Returns the ids of the pictures that decode, their embeddings (B, E), and id and reason of the others."""
+    def embed_images(
+        self, images: Sequence[Input] | Subset, before_projection: bool = False
+    ) -> tuple[list[str], Tensor, list[dict[str, str]]]:
+        """Returns the ids of the pictures that decode, their embeddings (B, E), and id and reason of the others.
+
+        Args:
+            images: B pictures.
+            before_projection: return the image tower's features (B, D) as they are, not projected and not normalised.
+        """
         raw = {"do_rescale": False, "do_normalize": False} if self.model.config.model_type == "clip_hf" else {}
         loader: DataLoader[Any] = DataLoader(
             images,  # type: ignore[arg-type]
@@ -75,7 +87,7 @@ class Embedder:
             num_workers=self.num_workers,
             collate_fn=partial(_prepare_pictures, image_processor=self.image_processor, options=raw),
         )
-        ids, embeds, broken = [], [torch.empty(0, self.model.config.projection_dim)], []
+        ids, embeds, broken = [], [], []
         for batch_ids, pixel_values, batch_broken in loader:
             ids += batch_ids
             broken += batch_broken
@@ -83,18 +95,29 @@ class Embedder:
             if pixel_values:
                 pixels = torch.cat(pixel_values).to(self.model.device)
                 pixels = pixels.to(self.model.dtype) if pixels.is_floating_point() else pixels
-                embeds.append(_unit(self.model.get_image_features(pixel_values=pixels)))
-        return ids, torch.cat(embeds), broken
+                if before_projection:
+                    embeds.append(self.model.vision_model(pixel_values=pixels).pooler_output.float().cpu())
+                else:
+                    embeds.append(_unit(self.model.get_image_features(pixel_values=pixels)))
+        return ids, torch.cat(embeds) if embeds else torch.empty(0, embedding_size(self.model)), broken
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Returns (B, E); texts are embedded in the order of their lengths, each batch as long as its longest."""
-        ids = self.tokenizer(list(texts), truncation=True)["input_ids"]
+        """Returns (B, E); texts are embedded in the order of their lengths, each batch as long as its longest.
+
+        SigLIP alone was trained on texts padded to one length, and without a mask of the padding.
+        """
+        length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
+        is_siglip = self.model.config.model_type == "siglip"
+        padding = {"padding": "max_length", "max_length": length} if is_siglip else {}
+        ids = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
         order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
         embeds = []
         for start in range(0, len(order), self.batch_size):
             batch = {"input_ids": [ids[place] for place in order[start : start + self.batch_size]]}
-            inputs = self.tokenizer.pad(batch, return_tensors="pt").to(self.model.device)
+            inputs = self.tokenizer.pad(batch, return_tensors="pt", **padding).to(self.model.device)
+            if is_siglip:
+                inputs.pop("attention_mask", None)
             embeds.append(_unit(self.model.get_text_features(**inputs)))
             self.advance(len(batch["input_ids"]))
         return torch.empty(len(order), embeds[0].shape[1]).index_copy_(0, torch.tensor(order), torch.cat(embeds))
@@ -118,6 +141,12 @@ def _prepare_pictures(
 
 def _unit(features: BatchFeature) -> Tensor:
     return torch.nn.functional.normalize(features.pooler_output.float(), dim=-1).cpu()
+
+
+def embedding_size(model: PreTrainedModel) -> int:
+    """Returns the width E of the space that a model's images and texts share."""
+    config = model.config
+    return config.projection_dim if hasattr(config, "projection_dim") else config.vision_config.hidden_size
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -151,11 +151,11 @@ class ClipTrainingArguments(TrainingArguments):
                 f"global_batch_size is {self.global_batch_size}, which {num_devices} processes cannot share equally: "
                 f"use a multiple of {num_devices}"
             )
-        default, share = TrainingArguments.per_device_train_batch_size, self.global_batch_size // num_devices
-        if self.per_device_train_batch_size not in (default, share):
+        given, share = vars(self)["per_device_train_batch_size"], self.global_batch_size // num_devices
+        if given not in (TrainingArguments.per_device_train_batch_size, share):
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} gives each of {num_devices} processes {share} pairs, but "
-                f"per_device_train_batch_size is {self.per_device_train_batch_size}: set one of the two"
+                f"per_device_train_batch_size is {given}: set one of the two"
             )
         self.per_device_train_batch_size = share
 

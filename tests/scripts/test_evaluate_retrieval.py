@@ -1,0 +1,109 @@
+"""scripts/evaluate_retrieval.py on real files: equal to a plain computation, whatever the model and the processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel
+
+from tests.evaluation.test_retrieval import brute_force
+from tests.evaluation.tiny_evaluation import MODELS, run_script, save_checkpoint, write_photos
+from tests.model.tiny_zero_shot import tiny_image_processor, tiny_tokenizer
+
+SCRIPT = "scripts/evaluate_retrieval.py"
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def checkpoint(request, tmp_path_factory):
+    return save_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = write_photos(tmp_path / "photos")
+    (folder / "03.png").write_bytes(b"no image")
+    return folder
+
+
+def options(checkpoint, photos, folder):
+    return ["--model", checkpoint, "--data", photos, "--output_dir", folder, "--cache_dir", folder / "cache"]
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_figures_equal_a_plain_computation(checkpoint, photos, tmp_path, capsys):
+    run_script(SCRIPT, *options(checkpoint, photos, tmp_path / "out"), "--num_workers", 0)
+    found = results(tmp_path / "out")
+    lines = [json.loads(line) for line in (photos / "metadata.jsonl").read_text().splitlines()]
+    whole = [line for number, line in enumerate(lines) if line["captions"] and number != 3]
+    model = AutoModel.from_pretrained(checkpoint).eval()
+    padding = "max_length" if model.config.model_type == "siglip" else True
+    files = [str(photos / line["file_name"]) for line in whole]
+    captions = [caption for line in whole for caption in line["captions"]]
+    input_ids = tiny_tokenizer()(captions, padding=padding, max_length=24, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        pixels = tiny_image_processor(model)(files, return_tensors="pt")["pixel_values"]
+        images, texts = model.get_image_features(pixels), model.get_text_features(input_ids)
+    image_of_text = torch.arange(len(whole)).repeat_interleave(torch.tensor([len(line["captions"]) for line in whole]))
+    embeds = [torch.nn.functional.normalize(output.pooler_output, dim=1) for output in (images, texts)]
+    assert found["metrics"] == pytest.approx(brute_force(*embeds, image_of_text), abs=1e-6)
+    assert found["num_images"] == len(whole) and found["num_broken"] == 12 - len(whole)
+    assert found["num_texts"] == sum(len(line["captions"]) for line in whole)
+    printed = capsys.readouterr().out
+    assert f"{len(whole)} images; {12 - len(whole)} more could not be read, the first: 03.png" in printed
+    assert f"{found['metrics']['image_retrieval_recall@5']:.2%}" in printed
+    with Image.open(tmp_path / "out" / "queries.png") as sheet:
+        assert np.asarray(sheet.convert("L")).std() > 10
+
+
+def test_batches_and_a_second_run_change_nothing(photos, tmp_path):
+    checkpoint = save_checkpoint("clip_hf", tmp_path / "model")
+    common = options(checkpoint, photos, tmp_path / "out")
+    tables = []
+    for folder, batch_size in {"one": 64, "two": 2, "three": 2}.items():
+        cache = tmp_path / ("other" if folder == "one" else "cache")
+        extra = ["--output_dir", tmp_path / folder, "--cache_dir", cache, "--batch_size", batch_size]
+        run_script(SCRIPT, *common, *extra, "--num_workers", 0, "--num_queries", 1)
+        tables.append(results(tmp_path / folder)["metrics"])
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_limit_is_spread_evenly(photos, tmp_path):
+    checkpoint = save_checkpoint("clip_hf", tmp_path / "model")
+    run_script(SCRIPT, *options(checkpoint, photos, tmp_path / "out"), "--num_workers", 0, "--limit", 4)
+    found = results(tmp_path / "out")
+    assert found["num_images"] + found["num_broken"] == 4
+    assert {entry["id"] for entry in found["broken"]} == {"03.png", "09.png"}  # of 0, 3, 6, 9: no image, no caption
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--limit", "0"], "limit is 0, but must be at least 1"),
+        (["--num_queries", "0"], "num_queries is 0, but must be at least 1"),
+        (["--text_column", "none"], "no column 'none'; there are file_name, captions, label_name, label"),
+        (["--data", "no/such/folder.jsonl"], "no/such/folder.jsonl is not to be found"),
+    ],
+)
+def test_mistakes_are_one_clear_line(extra, message, photos, tmp_path):
+    with pytest.raises(SystemExit) as end:
+        run_script(SCRIPT, *options("no/model", photos, tmp_path / "out"), *extra)
+    assert str(end.value).startswith("evaluate_retrieval.py: ") and message in str(end.value)
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_same_figures(photos, tmp_path):
+    checkpoint = save_checkpoint("clip_hf", tmp_path / "model")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    for folder, command in {"one": (sys.executable,), "two": launcher}.items():
+        arguments = map(str, options(checkpoint, photos, tmp_path / folder))
+        run = subprocess.run([*command, SCRIPT, *arguments], capture_output=True, text=True, env=os.environ)
+        assert run.returncode == 0, run.stderr
+    assert results(tmp_path / "one")["metrics"] == results(tmp_path / "two")["metrics"]

@@ -1,0 +1,115 @@
+"""scripts/evaluate_zero_shot.py on real files: what it writes, against ZeroShotClassifier and scikit-learn."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import accuracy_score, balanced_accuracy_score
+from transformers import CLIPImageProcessor
+
+from clip_hf import ClipHfImageProcessor, ClipHfModel, ZeroShotClassifier
+from tests.evaluation.tiny_evaluation import COLOURS, MODELS, run_script, save_checkpoint, write_photos
+from tests.model.tiny_zero_shot import tiny_image_processor, tiny_tokenizer
+
+SCRIPT = "scripts/evaluate_zero_shot.py"
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = write_photos(tmp_path / "photos", number=15)
+    (folder / "04.png").write_bytes(b"no image")
+    return folder
+
+
+def evaluate(checkpoint, photos, tmp_path, *extra):
+    common = ["--model", checkpoint, "--data", photos, "--output_dir", tmp_path / "out", "--num_workers", 0]
+    run_script(SCRIPT, *common, "--cache_dir", tmp_path / "cache", *extra)
+    return json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["clip_hf", "clip"])
+def test_figures_equal_those_of_the_classifier(kind, photos, tmp_path, capsys):
+    found = evaluate(save_checkpoint(kind, tmp_path / "model"), photos, tmp_path)
+    model, names = MODELS[kind](), sorted(COLOURS)
+    classifier = ZeroShotClassifier.from_class_names(model, tiny_tokenizer(), names, found["templates"])
+    rows = [number for number in range(15) if number != 4]
+    files = [str(photos / f"{number:02d}.png") for number in rows]
+    pixels = tiny_image_processor(model)(files, return_tensors="pt")["pixel_values"]
+    predicted = classifier(pixels).argmax(dim=1).tolist()
+    labels = [names.index(list(COLOURS)[number % 3]) for number in rows]
+    assert found["metrics"]["top_1_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+    assert found["metrics"]["mean_per_class_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert found["class_names"] == names and [row["num_images"] for row in found["classes"]] == [5, 4, 5]
+    assert (found["num_images"], found["num_broken"], found["broken"][0]["id"]) == (14, 1, "04.png")
+    printed = capsys.readouterr().out
+    assert "14 images; 1 more could not be read, the first: 04.png" in printed
+    assert f"{found['metrics']['top_1_accuracy']:.2%}" in printed
+    for name in ("confusion.png", "mistakes.png"):
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert min(picture.size) > 200
+
+
+def test_a_model_scores_the_same_in_transformers_layout(photos, tmp_path):
+    theirs = save_checkpoint("clip", tmp_path / "theirs")
+    ours = save_checkpoint("clip_hf", tmp_path / "ours")
+    ClipHfModel.from_pretrained(theirs).save_pretrained(ours)
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessor(**sizes).save_pretrained(theirs)
+    ClipHfImageProcessor(**sizes).save_pretrained(ours)  # crops the photos of 44 by 40 pixels at another place
+    of_ours, of_theirs = (evaluate(checkpoint, photos, tmp_path) for checkpoint in (ours, theirs))
+    assert of_ours["classes"] == of_theirs["classes"]
+    error = of_theirs["metrics"]["expected_calibration_error"]
+    assert of_ours["metrics"]["expected_calibration_error"] == pytest.approx(error, abs=1e-6)
+
+
+def test_siglip_averages_its_prompts(photos, tmp_path):
+    templates = tmp_path / "templates.txt"
+    templates.write_text("a photo of a {}.\n{}\n")
+    checkpoint = save_checkpoint("siglip", tmp_path / "model")
+    found = evaluate(checkpoint, photos, tmp_path, "--templates", templates)
+    model, tokenizer, unit = MODELS["siglip"](), tiny_tokenizer(), torch.nn.functional.normalize
+    with torch.no_grad():
+        prompts = [prompt for name in sorted(COLOURS) for prompt in (f"a photo of a {name}.", name)]
+        input_ids = tokenizer(prompts, padding="max_length", max_length=24, return_tensors="pt")["input_ids"]
+        embeds = unit(model.get_text_features(input_ids).pooler_output, dim=1).unflatten(0, (3, 2)).mean(dim=1)
+        files = [str(photos / f"{number:02d}.png") for number in range(15) if number != 4]
+        pixels = tiny_image_processor(model)(files, return_tensors="pt")["pixel_values"]
+        predicted = (model.get_image_features(pixels).pooler_output @ unit(embeds, dim=1).T).argmax(dim=1)
+    labels = [sorted(COLOURS).index(list(COLOURS)[number % 3]) for number in range(15) if number != 4]
+    assert found["metrics"]["top_1_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
+
+
+def test_names_from_a_file_make_the_prompts(photos, tmp_path):
+    checkpoint = save_checkpoint("clip_hf", tmp_path / "model")
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"red": "dog", "green": "ox", "blue": "zebra"}))
+    found = evaluate(checkpoint, photos, tmp_path, "--class_names", names, "--templates", "plain")
+    assert found["class_names"] == ["dog", "ox", "zebra"]
+    assert found["templates"] == ["a photo of a {}."]
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--templates", "none"], "templates is 'none', but must be one of plain, general"),
+        (["--class_names", "none.txt"], "class_names is none.txt, which is no file"),
+        (["--label_column", "none"], "no column 'none'"),
+        (["--limit", "2"], "2 of 3 classes have no image, the first: green, blue"),
+    ],
+)
+def test_mistakes_are_one_clear_line(extra, message, photos, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("red\ngreen\nblue\n")
+    (photos / "07.png").write_bytes(b"no image")  # of 0 and 7, the two images of the limit
+    checkpoint = save_checkpoint("clip_hf", tmp_path / "model")
+    with pytest.raises(SystemExit) as end:
+        evaluate(checkpoint, photos, tmp_path, "--class_names", names, *extra)
+    assert message in str(end.value)
+
+
+def test_cifar_is_classified(test_data, tmp_path):
+    found = evaluate(
+        save_checkpoint("clip_hf", tmp_path / "model"), test_data / "cifar10" / "test", tmp_path, "--limit", 60
+    )
+    assert [row["num_images"] for row in found["classes"]] == [6] * 10
