@@ -16,10 +16,11 @@ from tests.conversion.tiny_checkpoints import tiny_checkpoint
 from tests.peers.test_open_clip import OPEN_CLIP_NAMES
 from tests.tiny_models import TOWERS, random_ids, random_pixels
 
-# It takes `packaging` from pkg_resources, which setuptools no longer has.
-sys.modules.setdefault("pkg_resources", types.SimpleNamespace(packaging=packaging))
-clip = pytest.importorskip("clip.clip", reason="OpenAI's code lives in the environment of `make test-peers`")
-openai = pytest.importorskip("clip.model")
+with pytest.MonkeyPatch.context() as patch:
+    # It takes `packaging` from pkg_resources, which setuptools no longer has.
+    patch.setitem(sys.modules, "pkg_resources", types.SimpleNamespace(packaging=packaging))
+    clip = pytest.importorskip("clip.clip", reason="OpenAI's code lives in the environment of `make test-peers`")
+    openai = pytest.importorskip("clip.model")
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
 

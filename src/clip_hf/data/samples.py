@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from PIL.Image import Image as PillowImage
 
-from clip_hf.data.columns import USUAL_COLUMNS, Columns, choose_columns
+from clip_hf.data.columns import TEXT_COLUMNS, USUAL_COLUMNS, Columns, choose_columns
 from clip_hf.data.files import is_remote, local_copy, read_bytes
 from clip_hf.data.image_groups import ImageGroups
 from clip_hf.data.shard_sizes import parquet_footer, read_sizes
@@ -220,7 +220,9 @@ class Samples:
 
     def _captions(self, row: dict[str, Any]) -> list[str]:
         texts = row[self.columns.text or ""]
-        texts = [str(texts)] if isinstance(texts, str | int) else texts or []  # a number is a class
+        if isinstance(texts, int) and self.columns.text not in TEXT_COLUMNS:
+            texts = str(texts)  # a class, in a column named by the user
+        texts = [texts] if isinstance(texts, str) else texts or []
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise BrokenSampleError(f"{self._id(row, 0)}: the caption is {texts!r:.60}, not a text or a list of them")
         return [text for text in texts if text.strip()]
