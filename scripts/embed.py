@@ -73,6 +73,7 @@ def main(args: EmbedArguments) -> None:
         progress.update,
     )
     description = {"model": fingerprint(model), "dtype": args.dtype, "data": args.data, "shard_size": args.shard_size}
+    description |= {"split": args.split, **columns._asdict()}
     sizes = {f"num_{modality}s": len(rows) for modality, rows in inputs.items()}
     try:
         open_run(args.output_dir, description | sizes)

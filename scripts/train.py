@@ -3,10 +3,8 @@
 python scripts/train.py scripts/recipes/shapes.yaml
 torchrun --nproc_per_node 8 scripts/train.py recipe.yaml --bf16 --per_device_train_batch_size 4096
 deepspeed scripts/train.py recipe.yaml --deepspeed scripts/deepspeed/zero2.json
-accelerate launch scripts/train.py --train_data photos --eval_data held_out --output_dir outputs/photos
 """
 
-import itertools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,36 +36,43 @@ class ModelArguments:
     vocab_size: int = field(default=49_408, metadata={"help": "Most entries of a tokenizer that is trained."})
 
 
-def build_processor(config: ClipHfConfig, tokenizer: ClipHfTokenizer) -> ClipHfProcessor:
-    """Returns the tokenizer with an image processor for the configuration's pictures."""
-    vision = config.vision_config
-    size = {"size": vision.image_size, "crop_size": vision.image_size}
-    return ClipHfProcessor(
-        ClipHfImageProcessor(**size, image_mean=vision.image_mean, image_std=vision.image_std), tokenizer
-    )
-
-
-def build_tokenizer(args: ModelArguments, config: ClipHfConfig, sources: list[Samples]) -> ClipHfTokenizer:
-    """Returns the tokenizer, loaded or trained."""
+def build_tokenizer(
+    args: ModelArguments, context_length: int, sources: list[Samples], training_args: ClipTrainingArguments
+) -> ClipHfTokenizer:
+    """Returns the tokenizer, loaded or, by one process for all, trained; a resumed run has that of its beginning."""
     if args.tokenizer is not None:
         return ClipHfTokenizer.from_pretrained(args.tokenizer)
-    captions = itertools.chain.from_iterable(source.all_captions() for source in sources)
-    return ClipHfTokenizer.train(captions, args.vocab_size, config.text_config.max_position_embeddings)
+    folder = Path(training_args.output_dir, "tokenizer")
+    with training_args.main_process_first(local=False):
+        is_there = training_args.resume_from_checkpoint is not None and folder.is_dir()
+        if training_args.process_index == 0 and not is_there:
+            captions = (texts for source in sources for texts in source.all_captions())
+            ClipHfTokenizer.train(captions, args.vocab_size, context_length).save_pretrained(folder)
+        return ClipHfTokenizer.from_pretrained(folder)
 
 
-def build(args: ModelArguments, sources: list[Samples]) -> tuple[ClipHfModel, ClipHfProcessor]:
+def build(
+    args: ModelArguments, sources: list[Samples], training_args: ClipTrainingArguments
+) -> tuple[ClipHfModel, ClipHfProcessor]:
     """Returns the model and its processor, opened or new."""
     changes = json.loads(args.config) if isinstance(args.config, str) else args.config or {}
     if args.image_size is not None:
         changes["vision_config"] = changes.get("vision_config", {}) | {"image_size": args.image_size}
     if args.model is not None:
-        model = ClipHfModel.from_pretrained(args.model, **changes)
-        return model, build_processor(model.config, ClipHfTokenizer.from_pretrained(args.tokenizer or args.model))
-    tokenizer = build_tokenizer(args, ClipHfConfig.from_architecture(args.architecture, **changes), sources)
+        size = {} if args.image_size is None else {"size": args.image_size, "crop_size": args.image_size}
+        image_processor = ClipHfImageProcessor.from_pretrained(args.model, **size)
+        tokenizer = ClipHfTokenizer.from_pretrained(args.tokenizer or args.model)
+        return ClipHfModel.from_pretrained(args.model, **changes), ClipHfProcessor(image_processor, tokenizer)
+    text_config = ClipHfConfig.from_architecture(args.architecture, **changes).text_config
+    tokenizer = build_tokenizer(args, text_config.max_position_embeddings, sources, training_args)
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
     text_config = changes.pop("text_config", {}) | sizes
     config = ClipHfConfig.from_architecture(args.architecture, text_config=text_config, **changes)
-    return ClipHfModel(config), build_processor(config, tokenizer)
+    vision = config.vision_config
+    image_processor = ClipHfImageProcessor(
+        size=vision.image_size, crop_size=vision.image_size, image_mean=vision.image_mean, image_std=vision.image_std
+    )
+    return ClipHfModel(config), ClipHfProcessor(image_processor, tokenizer)
 
 
 @record
@@ -78,13 +83,12 @@ def main(args: list[str] | None = None) -> None:
     set_seed(training_args.seed)
     sources, eval_source = data_args.open_training_sources(), data_args.open_evaluation_source()
     with whole_on_every_process(training_args):
-        model, processor = build(model_args, sources)
+        model, processor = build(model_args, sources, training_args)
     pairs = data_args.training_pairs(sources, processor, training_args.seed, training_args.output_dir)
     if data_args.dry_run_data is not None:
-        options = {"num_workers": training_args.dataloader_num_workers}
-        folder, batch_size = Path(training_args.output_dir), training_args.per_device_train_batch_size
-        print(json.dumps(dry_run(pairs, data_args.dry_run_data, folder, batch_size=batch_size, **options), indent=2))
-        return
+        options = {"batch_size": training_args.train_batch_size, "num_workers": training_args.dataloader_num_workers}
+        report = dry_run(pairs, data_args.dry_run_data, Path(training_args.output_dir), **options)
+        return print(json.dumps(report, indent=2))
     eval_pairs = eval_source and ImageTextPairs(eval_source, processor, "evaluation")
     trainer = ClipTrainer(model, training_args, ImageTextCollator(processor), pairs, eval_pairs, processor)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

@@ -212,3 +212,20 @@ def test_shapes_of_evaluation_are_never_trained_on():
     assert not learned & {caption for captions in all_captions(evaluation) for caption in captions}
     assert evaluation[0]["captions"][0] not in learned
     assert sys.getsizeof(training[5]["image"]) > 0
+
+
+def test_what_would_evaluate_on_training_data_is_refused(drawn, tmp_path):
+    for split in ("train", "validation"):
+        write_source("folder", tmp_path / "set" / split, drawn[:2])
+    with pytest.raises(ValueError, match=r"several sources, train, validation: name one, as in .*set/train"):
+        open_source(tmp_path / "set")
+    with pytest.raises(ValueError, match="name the split to evaluate, as in me/pairs:validation"):
+        open_source("me/pairs", split="evaluation")
+
+
+def test_a_line_separator_inside_a_caption_stays(tmp_path):
+    (tmp_path / "pairs.csv").write_text('image,caption\na.jpg,a red\u2028bus\nb.jpg,"a\nb"\n', encoding="utf-8")
+    assert [list(texts) for texts in open_source(str(tmp_path / "pairs.csv")).all_captions()] == [
+        ["a red\u2028bus"],
+        ["a\nb"],
+    ]

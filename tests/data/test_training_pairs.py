@@ -1,10 +1,13 @@
+import io
 import json
 import pickle
 import re
 import shutil
+import tarfile
 
 import pytest
 import torch
+from datasets import Dataset, Features, Image, Value
 
 from clip_hf.data.augmentation import Augmentation
 from clip_hf.data.loader import BrokenPair, Pair
@@ -169,3 +172,36 @@ def test_messy_files_are_broken_where_their_manifest_says(messy, small_processor
     results = [pairs.prepare(0, position) for position in range(len(pairs))]
     broken = {result.sample_id for result in results if isinstance(result, BrokenPair)}
     assert broken == expected & {sample["image_id"] for sample in small}
+
+
+def test_images_of_one_name_are_not_one_image(drawn, small_processor, tmp_path):
+    """Two folders count from 0.jpg, and so do two shards: each image is trained on."""
+    for name, samples in (("one", drawn[:8]), ("two", drawn[8:16])):
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for number, sample in enumerate(samples):
+                tar.add(sample["file"], f"{number}.jpg")
+                text = tarfile.TarInfo(f"{number}.txt")
+                text.size = 5
+                tar.addfile(text, io.BytesIO(b"a cat"))
+        (tmp_path / name).mkdir()
+        for number, sample in enumerate(samples):
+            shutil.copy(sample["file"], tmp_path / name / f"{number}.jpg")
+        rows = [{"file_name": f"{number}.jpg", "captions": s["captions"]} for number, s in enumerate(samples)]
+        write_rows("jsonl", tmp_path / name / "metadata", rows)
+    for names, streaming in ((["one", "two"], False), (["{one,two}.tar"], True)):
+        sources = [open_source(str(tmp_path / name), streaming=streaming) for name in names]
+        pairs = TrainingPairs(sources, small_processor)
+        (batch,) = pairs.loader(16)
+        assert len({tuple(pixels.flatten().tolist()) for pixels in batch["pixel_values"]}) == 16
+
+
+def test_a_broken_image_without_an_id_is_counted(drawn, small_processor, tmp_path):
+    images = [sample["file"].read_bytes() for sample in drawn[:8]]
+    rows = [{"image": {"bytes": data, "path": None}, "caption": "a cat"} for data in [b"no image", *images]]
+    dataset = Dataset.from_list(rows, features=Features({"image": Image(), "caption": Value("string")}))
+    dataset.to_parquet(tmp_path / "pairs.parquet")
+    loader = TrainingPairs([open_source(str(tmp_path / "pairs.parquet"))], small_processor).loader(8)
+    for _ in range(2):
+        (batch,) = loader
+        assert len(batch["sample_ids"]) == 8
+    assert sum(loader.broken.num_broken) >= 1

@@ -69,6 +69,17 @@ def test_sigterm_saves_and_ends_and_the_run_continues(num_workers, tmp_path):
         assert torch.equal(parameter, expected)
 
 
+def test_sigterm_leaves_the_newest_checkpoint_and_the_best(tmp_path):
+    pairs = TinyPairs(tiny_model("vit").config, 8)
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"save_total_limit": 1, "load_best_model_at_end": True, "metric_for_best_model": "first_step"}
+    trainer = make_trainer(tmp_path, eval_pairs=pairs, callbacks=[SendSigterm()], max_steps=6, **options)
+    trainer.compute_metrics = lambda prediction: {"first_step": -trainer.state.global_step}
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
+
+
 def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=2)
     trainer.train(resume_from_checkpoint=True)

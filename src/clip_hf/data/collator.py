@@ -57,6 +57,8 @@ class ImageTextPairs(Dataset):
         if isinstance(image, dict):
             image, name = image["path"] or image["bytes"], image["path"] or name
         captions = captions_of(example)
+        if not captions:
+            raise ValueError(f"{name} has no caption")
         if self.mode == "evaluation":
             pixels = resized_pixels(image, self.image_processor, centre_crop=True)
             return {"pixel_values": pixels, "text": captions[0], "sample_id": name}

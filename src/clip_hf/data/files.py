@@ -42,6 +42,8 @@ def _expand_one(inside: str) -> list[str]:
     if match is None:
         return inside.split(",")
     first, last = match.groups()
+    if int(first) > int(last):
+        raise ValueError(f"{{{inside}}} counts down: write {{{last}..{first}}}")
     return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -92,6 +93,8 @@ def _from_table(
         return _Pictures(table, column, ids, folder)
     inputs = []
     for id_, value in zip(ids, table[column], strict=True):
+        if value is None:
+            raise ValueError(f"{name} has no text at id '{id_}': leave such rows out")
         if isinstance(value, str):
             inputs.append(Input(id_, value))
         else:
@@ -124,6 +127,6 @@ def _checked(source: str, modality: Modality, inputs: Sequence[Input]) -> Sequen
         raise ValueError(f"{source} holds no {modality}s")
     ids = inputs.ids if isinstance(inputs, _Pictures) else [one.id for one in inputs]
     if len(set(ids)) < len(ids):
-        twice = next(id_ for number, id_ in enumerate(ids) if id_ in set(ids[:number]))
+        twice = next(id_ for id_, number in Counter(ids).items() if number > 1)
         raise ValueError(f"{source} has the id '{twice}' more than once: name a column of unique ids")
     return inputs

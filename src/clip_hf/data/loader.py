@@ -36,6 +36,7 @@ class Pair(NamedTuple):
         pixel_values: (3, S, S), uint8.
         input_ids: of the caption, not padded.
         text: the caption.
+        image: what other samples of the same image in its source have as well.
     """
 
     source: int
@@ -43,6 +44,7 @@ class Pair(NamedTuple):
     pixel_values: Tensor
     input_ids: list[int]
     text: str
+    image: str | int
 
 
 class BrokenPair(NamedTuple):
@@ -180,12 +182,13 @@ class PairLoader:
         return 0 if left < self.batch_size and self.drop_last else min(left, self.batch_size)
 
     def _take(self, results: Iterator[Pair | BrokenPair], size: int) -> list[Pair]:
-        pairs: dict[str, Pair] = {}
+        pairs: dict[tuple[int, str | int], Pair] = {}
         last = self._turn + size + 2 * len(self.dataset) // self._share.world_size
         while len(pairs) < size:
             if self._turn > last:
+                ids = ", ".join(str(image) for _, image in [*pairs][:3])
                 raise RuntimeError(
-                    f"this process has fewer than {size} different images, by ids such as {', '.join([*pairs][:3])}: "
+                    f"this process has fewer than {size} different images, by ids such as {ids}: "
                     "lower per_device_train_batch_size, or name a column of ids that tells images apart"
                 )
             result = next(results)
@@ -194,7 +197,7 @@ class PairLoader:
                 self.broken.count_broken(*result)
             else:
                 self.broken.count_whole(result.source)
-                pairs.setdefault(result.sample_id, result)
+                pairs.setdefault((result.source, result.image), result)
         return list(pairs.values())
 
     def _collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:

@@ -119,6 +119,11 @@ class Samples:
         # Read at once: Pillow would ask for the file in dozens of pieces.
         return Draw(sample_id, read_bytes(image) if isinstance(image, str) else image, text, rng)
 
+    @property
+    def ids_name_images(self) -> bool:
+        """Whether rows of equal ids are captions of one image: the key of a tar file is its own in that file alone."""
+        return self.columns.id is not None and not (self.columns.id == "key" and str(self.shards[0]).endswith(".tar"))
+
     def sample_id(self, index: int) -> str:
         """Returns what names a sample, damaged or not: the id of its image, or else its place in the source."""
         return self._id_of_row(self._rows_of(index)[0])
@@ -132,7 +137,7 @@ class Samples:
         for number in range(self._ends[-1]):
             try:
                 captions = self.captions_of_row(number)
-            except (BrokenSampleError, OSError):
+            except BrokenSampleError:
                 continue
             if captions:
                 yield captions
@@ -189,7 +194,7 @@ class Samples:
 
     def _find_groups(self) -> ImageGroups | None:
         column = self.columns.id
-        if column is None or (column == "key" and str(self.shards[0]).endswith(".tar")):  # no two keys are equal
+        if column is None or not self.ids_name_images:
             return None
         table = self.shards[0]
         if isinstance(table, RowsTable):  # much faster than row by row
@@ -197,8 +202,10 @@ class Samples:
         return ImageGroups.find(self._id_of_row(number) for number in range(self._ends[-1]))
 
     def _id_of_row(self, number: int) -> str:
+        if self.columns.id is None:
+            return f"{self.name}#{number}"
         try:
-            return self._id(self._row(number, [self.columns.id or ""]), number)
+            return self._id(self._row(number, [self.columns.id]), number)
         except BrokenSampleError:
             return f"{self.name}#{number}"
 

@@ -60,10 +60,13 @@ def open_source(
         return Samples(name, [_shapes(split)])
     system, path = fsspec.core.url_to_fs(expand_braces(name)[0])
     if system.isdir(path) and _holds_folders_alone(system, path):
+        _refuse_splits(name, system, path)
         return Samples(name, [_load_class_folders(name)], columns)
     if system.isdir(path):
         files = _files_of_folder(name, system, path)
     elif (match := _HUB_NAME.fullmatch(name)) and not system.exists(path) and PurePosixPath(name).suffix not in KINDS:
+        if split == "evaluation" and match[2] is None:
+            raise ValueError(f"{name} is a data set on the Hub: name the split to evaluate, as in {name}:validation")
         return _open_hub(name, match[1], match[2] or "train", columns, streaming)
     else:
         files = _find_files(name)
@@ -76,6 +79,17 @@ def open_source(
 def _holds_folders_alone(system: fsspec.AbstractFileSystem, path: str) -> bool:
     there = [entry for entry in system.ls(path, detail=True) if not posixpath.basename(entry["name"]).startswith(".")]
     return bool(there) and all(entry["type"] == "directory" for entry in there)
+
+
+def _refuse_splits(name: str, system: fsspec.AbstractFileSystem, path: str) -> None:
+    folders = sorted(posixpath.basename(folder.rstrip("/")) for folder in system.ls(path, detail=False))
+    sources = [
+        folder
+        for folder in folders
+        if any(system.exists(posixpath.join(path, folder, file)) for file in METADATA_FILES)
+    ]
+    if sources:
+        raise ValueError(f"{name} holds several sources, {', '.join(sources)}: name one, as in {name}/{sources[0]}")
 
 
 def _load_class_folders(name: str) -> RowsTable:

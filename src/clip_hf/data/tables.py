@@ -5,6 +5,7 @@ they are read, and all others stay what they are.
 """
 
 import csv
+import io
 import json
 import os
 from array import array
@@ -124,7 +125,7 @@ class LinesTable:
         return row
 
     def _read_csv(self, line: str) -> dict[str, Any]:
-        fields = next(csv.reader(line.splitlines(keepends=True), delimiter=self._delimiter))
+        fields = next(csv.reader(io.StringIO(line, newline=""), delimiter=self._delimiter))
         if len(fields) != len(self.column_names):
             raise ValueError(f"it has {len(fields)} fields, the header {len(self.column_names)}")
         return dict(zip(self.column_names, fields, strict=True))

@@ -104,7 +104,8 @@ class TrainingPairs(Dataset):
             image_processor = self.processor.image_processor
             pixels = training_pixels(draw.image, draw.sample_id, image_processor, self.augmentation, draw.rng)
             input_ids = self.processor.tokenizer(draw.text)["input_ids"]
-            return Pair(number, draw.sample_id, pixels, input_ids, draw.text)
+            image = draw.sample_id if source.ids_name_images else index
+            return Pair(number, draw.sample_id, pixels, input_ids, draw.text, image)
         except BROKEN_SAMPLE_ERRORS as error:
             return BrokenPair(number, source.sample_id(index), str(error) or type(error).__name__)
 

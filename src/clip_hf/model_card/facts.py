@@ -184,7 +184,7 @@ def facts_of_training(results: dict[str, Any], evaluation_set: dict[str, str]) -
         EvalResult(
             task_type=RETRIEVAL,
             dataset_type=evaluation_set.get("type", "imagefolder"),
-            dataset_name=evaluation_set.get("name", "evaluation set of the training"),
+            dataset_name=evaluation_set.get("name", "evaluation set of the training, one text a picture"),
             dataset_split=evaluation_set.get("split"),
             metric_type=f"recall_at_{match[2]}",
             metric_name=f"{match[1]} R@{match[2]}",

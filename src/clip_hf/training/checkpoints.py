@@ -59,7 +59,8 @@ def discard_oldest(folder: Path, limit: int | None, keep: Iterable[str | None]) 
     if not limit:
         return
     checkpoints = sort_checkpoints(str(folder), use_mtime=True)
-    kept = {str(Path(path)) for path in keep if path} | set(checkpoints[-1:])
+    names = {Path(path).name for path in keep if path}
+    kept = {path for path in checkpoints if Path(path).name in names} | set(checkpoints[-1:])
     candidates = [checkpoint for checkpoint in checkpoints if checkpoint not in kept]
     for checkpoint in candidates[: max(0, len(checkpoints) - max(limit, len(kept)))]:
         (folder / UNFINISHED).mkdir(exist_ok=True)

@@ -26,7 +26,7 @@ def parse_recipe(
     for action in required:
         action.required = False
     recipe = parser.parse_known_args(args)[0].recipe
-    options = {} if recipe is None else yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    options = {} if recipe is None else yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {}
     unknown = sorted(options.keys() - {action.dest for action in parser._actions})
     if unknown:
         raise ValueError(f"{recipe} sets {', '.join(unknown)}, which are no options of this command: see --help")

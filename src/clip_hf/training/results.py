@@ -58,7 +58,7 @@ def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any
             "device": args.device.type,
             **(totals[-1] if totals else {}),
         },
-        "evaluation": evaluations[-1] if evaluations else None,
+        "evaluation": _evaluation_of_saved_weights(args, state, evaluations),
         "best": {
             "metric": args.metric_for_best_model,
             "value": state.best_metric,
@@ -68,6 +68,14 @@ def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any
         "versions": {package: _installed_version(package) for package in PACKAGES},
         "history": state.log_history,
     }
+
+
+def _evaluation_of_saved_weights(
+    args: ClipTrainingArguments, state: TrainerState, evaluations: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        evaluations = [entry for entry in evaluations if entry["step"] == state.best_global_step]
+    return evaluations[-1] if evaluations else None
 
 
 def _installed_version(package: str) -> str | None:

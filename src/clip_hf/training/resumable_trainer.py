@@ -88,6 +88,11 @@ class ResumableTrainer(Trainer):
             sys.exit(EXIT_CODE)
         return output
 
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        if self._sigterm.is_stopped:  # or transformers would load the best checkpoint and might delete the newest
+            self.state.best_model_checkpoint = None
+        return super()._finalize_training(*args, **kwargs)
+
     def _check_same_processes(self, checkpoint: Path) -> None:
         num_processes = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
         if num_processes != self.args.world_size:
