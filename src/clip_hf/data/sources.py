@@ -160,9 +160,6 @@ def _open_hub(name: str, repository: str, split: str, columns: Columns, streamin
     return Samples(name, files, columns, is_stream=True)
 
 
-# The names below are those by which scripts and the README open their data.
-
-
 def load_examples(source: str | os.PathLike[str], split: Literal["training", "evaluation"]) -> Samples:
     """Returns the examples of a source.
 
