@@ -1,7 +1,7 @@
 """Takes one optimizer step on a contrastive batch of the paper's size in one process, and reports time and memory.
 
 The step is ClipTrainer's own: embeddings of all pairs chunk by chunk, one loss over all of them, tiled, the chunks
-again with their gradients, and AdamW. Pictures and texts are noise. Linux and macOS.
+again with their gradients, and AdamW. Images and texts are noise. Linux and macOS.
 
     python scripts/benchmarks/large_batch_step.py --per_device_train_batch_size 32768
 """
@@ -28,7 +28,7 @@ CONTEXT_LENGTH = 77
 
 
 class NoisePairs(Dataset):
-    """Random pictures and texts; a batch is taken as a whole, without a copy of it in parts."""
+    """Random images and texts; a batch is taken as a whole, without a copy of it in parts."""
 
     def __init__(self, config: ClipHfConfig, num_pairs: int) -> None:
         text, size = config.text_config, config.vision_config.image_size

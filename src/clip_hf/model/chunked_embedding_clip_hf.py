@@ -8,13 +8,18 @@ parameter gets its gradient once and whole: DistributedDataParallel, ZeRO and FS
 Shapes: B rows of the batch, L tokens, E joint embedding.
 """
 
-from collections.abc import Callable
+import ctypes
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .modeling_clip_hf_text import trim_padding
+
+CHUNKS_PER_TRIM = 4
 
 
 def embed_in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_size: int | None) -> Tensor:
@@ -28,7 +33,7 @@ def embed_in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_siz
     """
     if chunk_size is None or chunk_size >= len(inputs):
         return embed(inputs)
-    return torch.cat([checkpoint(embed, chunk, use_reentrant=False) for chunk in inputs.split(chunk_size)])
+    return _embed_each(embed, inputs.split(chunk_size))
 
 
 def embed_texts_in_chunks(
@@ -53,5 +58,29 @@ def embed_texts_in_chunks(
     order = (input_ids == eos_token_id).int().argmax(dim=-1).argsort()
     # All are trimmed before the first is embedded: on an accelerator, asking for a length waits for all work given.
     chunks = [trim_padding(chunk, eos_token_id) for chunk in input_ids[order].split(chunk_size)]
-    embeds = torch.cat([checkpoint(embed, chunk, use_reentrant=False) for chunk in chunks])
+    embeds = _embed_each(embed, chunks)
     return torch.empty_like(embeds).index_copy(0, order, embeds)
+
+
+def _embed_each(embed: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> Tensor:
+    def embed_after_trim(chunk: Tensor) -> Tensor:
+        _return_freed_memory(chunk.device.type)
+        return embed(chunk)
+
+    # What is called here is called again in the backward pass.
+    calls = [embed if number % CHUNKS_PER_TRIM else embed_after_trim for number in range(len(chunks))]
+    return torch.cat([checkpoint(call, chunk, use_reentrant=False) for call, chunk in zip(calls, chunks, strict=True)])
+
+
+@torch.compiler.disable
+def _return_freed_memory(device_type: str) -> None:
+    # glibc seldom uses the aligned memory that a chunk has freed for the next chunk, and keeps it (its bug 14581): a
+    # hundred chunks on a CPU would take the memory of dozens.
+    malloc_trim = _malloc_trim() if device_type == "cpu" else None
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
