@@ -8,6 +8,7 @@ Rank 0 writes what came of each case to `folder/<name of the case>.pt`.
 import gc
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,13 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
 
     Args:
         case: "name", "engine", "optim", and "model", the folder of the model to begin with; maybe "num_pairs", and
-            arguments of training by their own names under "arguments".
+            arguments of training by their own names under "arguments"; `use_cpu` is one, and true by default.
         folder: for the output.
         world_size: number of processes.
     """
+    arguments = {"use_cpu": True} | case.get("arguments", {})
     args = ClipTrainingArguments(
         output_dir=str(folder / case["name"]),
-        use_cpu=True,
         max_steps=NUM_STEPS,
         per_device_train_batch_size=BATCH_SIZE // world_size,
         per_device_eval_batch_size=4,
@@ -52,13 +53,13 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
         save_strategy="no",
         disable_tqdm=True,
         deepspeed=deepspeed_config(case["engine"]),
-        **case.get("arguments", {}),
+        **arguments,
     )
     model = ClipHfModel.from_pretrained(case["model"])
     pairs = TinyPairs(model.config, case.get("num_pairs", NUM_STEPS * BATCH_SIZE))
     trainer = ClipTrainer(model, args, train_dataset=pairs, data_collator=collate)
     metrics = {}
-    if case["engine"] == "fsdp2":
+    if case["engine"] == "fsdp2" and args.use_cpu:
         log = train_fully_sharded(trainer)
     else:
         trainer.train()
@@ -128,15 +129,16 @@ def gradient_averages(trainer: ClipTrainer, engine: str) -> dict[str, Tensor]:
 
 def whole(tensor: Tensor) -> Tensor:
     """A copy of the whole of a tensor, of which FSDP2 leaves a part on each rank."""
-    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu().clone()
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # or a GPU rounds the products of convolutions to 10 bits
     cases, folder = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     # DeepSpeed goes last: accelerate does not forget it.
     for case in sorted(cases, key=lambda case: case["engine"].startswith("zero")):
-        results = train(case, folder, world_size=2)
+        results = train(case, folder, world_size=int(os.environ["WORLD_SIZE"]))
         if dist.get_rank() == 0:
             torch.save(results, folder / f"{case['name']}.pt")
         gc.collect()  # transformers asks the last arguments alive for DeepSpeed's stage

@@ -95,13 +95,15 @@ def memorize(model: ClipHfModel) -> None:
         optimizer.zero_grad()
 
 
-def launch(cases: list[dict[str, Any]], models: Path, folder: Path) -> dict[str, dict[str, Any]]:
-    """What each case left, by name, trained on `NUM_RANKS` processes."""
+def launch(
+    cases: list[dict[str, Any]], models: Path, folder: Path, num_ranks: int = NUM_RANKS, device: str = "cpu"
+) -> dict[str, dict[str, Any]]:
+    """What each case left, by name, trained on `num_ranks` processes."""
     cases = [case | {"model": str(models / case["model"])} for case in cases]
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(NUM_RANKS)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
     script = [Path(__file__).with_name("run_engines.py"), folder / "cases.json", folder]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=840)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
     return {case["name"]: torch.load(folder / f"{case['name']}.pt") for case in cases}
@@ -255,3 +257,20 @@ def test_bf16_leaves_parameters_and_loss_in_float32(models, tmp_path):
             assert entry["loss"] != pytest.approx(expected_entry["loss"], rel=1e-5), "autocast was off"
             # Rounded to bfloat16, the logarithm 2.659 of the scale would be 2.656 and the scale wrong by 0.3 %.
             assert entry["scale"] == pytest.approx(expected_entry["scale"], rel=5e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_engines_train_on_gpus_as_one_process(engine, optim, models, tmp_path):
+    """Whole and chunked on all GPUs, at most four; FSDP2 through Trainer, which knows it on accelerators alone."""
+    num_ranks = {1: 1, 2: 2, 3: 2}.get(torch.cuda.device_count(), 4)
+    cases = [make_case(engine, "vit", optim, chunked, tiled=chunked) for chunked in (False, True)]
+    for case in cases:
+        case["arguments"] |= {"use_cpu": False} | ({"fsdp": True} if engine == "fsdp2" else {})
+    results = launch(cases, models, tmp_path, num_ranks, "cuda")
+    for case in cases:
+        assert_same_training(case, results[case["name"]], models)
+        saved = dict(AutoModel.from_pretrained(tmp_path / case["name"]).named_parameters())
+        for name, parameter in results[case["name"]]["parameters"].items():
+            assert torch.equal(saved[name], parameter), name
