@@ -98,6 +98,23 @@ def test_texts_of_a_chunk_are_of_like_length_and_trimmed():
     assert embeds.flatten().tolist() == lengths.tolist()
 
 
+def test_texts_of_a_whole_batch_are_embedded_in_groups_of_like_length(monkeypatch):
+    plain, grouped = tiny_model("vit").double().train(), tiny_model("vit").double().train()
+    expected = embed_all(plain, (None, None))
+    monkeypatch.setattr(chunked_embedding_clip_hf, "MIN_LENGTH_GROUP", 2)
+    lengths = []
+    grouped.text_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    found = embed_all(grouped, (None, None))
+    assert [rows for rows, _ in lengths] == [3, 3, 3, 1]
+    assert lengths[0][1] < lengths[-1][1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    for (name, parameter), other in zip(grouped.named_parameters(), plain.parameters(), strict=True):
+        if name != "logit_scale":
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=0, atol=1e-11, msg=name)
+
+
 def test_a_text_without_an_end_is_an_error():
     with pytest.raises(ValueError, match="no end-of-text token 9"):
         embed_texts_in_chunks(lambda chunk: chunk, torch.ones(4, 3, dtype=torch.long), 9, chunk_size=2)

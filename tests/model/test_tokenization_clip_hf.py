@@ -199,6 +199,22 @@ def test_padding_repeats_the_end_token_on_the_right(small):
     assert torch.equal(collated["input_ids"], batch["input_ids"])
 
 
+@pytest.mark.parametrize("options", [{}, {"return_offsets_mapping": True, "return_length": True}])
+def test_tensors_are_those_that_transformers_makes(small, options):
+    texts = ["the river", "a", "the river " * 50]
+    ours = small(texts, padding=True, return_tensors="pt", **options)
+    theirs = small(texts, padding=True, **options).convert_to_tensors("pt")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype == torch.int64, name
+    assert ours.char_to_token(0, 5) == theirs.char_to_token(0, 5) is not None
+    assert small("a", return_tensors="pt")["input_ids"].shape == (1, 3)
+    words = small(["the", "river"], is_split_into_words=True, return_tensors="pt")["input_ids"]
+    assert words.tolist() == [small("the river")["input_ids"]]
+    with pytest.raises(ValueError, match="padding=True"):
+        small(texts, return_tensors="pt")
+
+
 def test_padding_on_the_left_is_refused(small, tmp_path):
     small.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="reads causally from the left"):

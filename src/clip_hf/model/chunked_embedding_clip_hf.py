@@ -9,6 +9,7 @@ Shapes: B rows of the batch, L tokens, E joint embedding.
 """
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -20,6 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from .modeling_clip_hf_text import trim_padding
 
 CHUNKS_PER_TRIM = 4
+# Of a batch that is not chunked. More, smaller groups would have less padding, but fill an accelerator worse.
+NUM_LENGTH_GROUPS = 4
+MIN_LENGTH_GROUP = 32
 
 
 def embed_in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_size: int | None) -> Tensor:
@@ -39,10 +43,11 @@ def embed_in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_siz
 def embed_texts_in_chunks(
     embed: Callable[[Tensor], Tensor], input_ids: Tensor, eos_token_id: int, chunk_size: int | None
 ) -> Tensor:
-    """Returns `embed(input_ids)`, computed on `chunk_size` texts of like length at a time, each chunk trimmed.
+    """Returns `embed(input_ids)`, computed on texts of like length at a time, each chunk trimmed.
 
     In a batch of hundreds some text is always long, and padding is most of the work. The loss alone needs to know
-    which image a text belongs to, so chunks are made of texts sorted by length, and the embeddings are put back.
+    which image a text belongs to, so chunks are made of texts sorted by length, and the embeddings are put back. That
+    pays where memory needs no chunks, too: then there are a few groups, whose activations are kept.
 
     Args:
         embed: gives (rows, E) for some rows of the ids.
@@ -53,12 +58,14 @@ def embed_texts_in_chunks(
     Raises:
         ValueError: a row has no end-of-text token.
     """
-    if chunk_size is None or chunk_size >= len(input_ids):
+    is_recomputed = chunk_size is not None and chunk_size < len(input_ids)
+    size = chunk_size if is_recomputed else max(MIN_LENGTH_GROUP, math.ceil(len(input_ids) / NUM_LENGTH_GROUPS))
+    if size >= len(input_ids):
         return embed(trim_padding(input_ids, eos_token_id))
     order = (input_ids == eos_token_id).int().argmax(dim=-1).argsort()
     # All are trimmed before the first is embedded: on an accelerator, asking for a length waits for all work given.
-    chunks = [trim_padding(chunk, eos_token_id) for chunk in input_ids[order].split(chunk_size)]
-    embeds = _embed_each(embed, chunks)
+    chunks = [trim_padding(chunk, eos_token_id) for chunk in input_ids[order].split(size)]
+    embeds = _embed_each(embed, chunks) if is_recomputed else torch.cat([embed(chunk) for chunk in chunks])
     return torch.empty_like(embeds).index_copy(0, order, embeds)
 
 

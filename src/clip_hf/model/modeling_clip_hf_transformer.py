@@ -15,6 +15,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_clip_hf_towers import ClipHfTransformerConfig
 
+QUICK_GELU_SLOPE = 1.702
+
 
 def eager_attention_forward(
     module: nn.Module,
@@ -81,6 +83,38 @@ def attend(
     return attended.flatten(2), weights
 
 
+class _QuickGelu(torch.autograd.Function):
+    """Keeps its input alone for the backward pass, where the plain formula keeps three tensors of the MLP's width."""
+
+    @staticmethod
+    def forward(inputs: Tensor) -> Tensor:
+        return (QUICK_GELU_SLOPE * inputs).sigmoid_().mul_(inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        scaled = QUICK_GELU_SLOPE * ctx.saved_tensors[0]
+        if torch.is_grad_enabled():  # for a second derivative, which torch's kernel does not have
+            sigmoid = scaled.sigmoid()
+            return gradient * sigmoid * (1 + scaled * (1 - sigmoid))
+        # With u = slope x, x sigmoid(u) is silu(u) / slope, and the slopes of the chain rule cancel.
+        return torch.ops.aten.silu_backward(gradient, scaled)
+
+
+def quick_gelu(inputs: Tensor) -> Tensor:
+    """Returns x sigmoid(1.702 x), which approximates GELU (Hendrycks and Gimpel, arXiv 1606.08415, section 2).
+
+    Args:
+        inputs: of any shape.
+    """
+    if torch.compiler.is_compiling():  # compilers fuse the formula, and exporters want it plain
+        return inputs * torch.sigmoid(QUICK_GELU_SLOPE * inputs)
+    return _QuickGelu.apply(inputs)
+
+
 class ClipHfAttention(nn.Module):
     """Multi-head self-attention with one matrix for queries, keys and values."""
 
@@ -111,7 +145,7 @@ class ClipHfMLP(nn.Module):
         super().__init__()
         self.config = config
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = quick_gelu if config.hidden_act == "quick_gelu" else ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
