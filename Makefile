@@ -75,7 +75,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(PEERS_VENV)/.installed: pyproject.toml constraints.txt Makefile | $(PEERS_VENV)/bin/python
 	@echo "Installing into $(PEERS_VENV); the first time takes minutes."
 	@$(PEERS_VENV)/bin/python $(PIP_INSTALL) torch torchvision==0.28.0
-	@$(PEERS_VENV)/bin/python $(PIP_INSTALL) $(PEERS) pytest pytest-timeout --editable .
+	@$(PEERS_VENV)/bin/python $(PIP_INSTALL) $(PEERS) pytest pytest-timeout --editable ".[train,eval]"
 	@touch $@
 
 $(VENV)/bin/python $(PEERS_VENV)/bin/python:
