@@ -1,5 +1,8 @@
 import json
+import threading
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch
 from clip_hf.data.broken_samples import TooManyBrokenSamplesError
 from clip_hf.data.sources import open_source
 from clip_hf.data.training_pairs import TrainingPairs
-from tests.data.source_kinds import write_source
+from tests.data.source_kinds import write_rows, write_source
 
 
 @pytest.fixture(params=["map", "stream", "weighted"])
@@ -227,10 +230,78 @@ def test_a_batch_must_not_be_larger_than_its_data(drawn, small_processor, tmp_pa
         TrainingPairs([small, large], small_processor, weights=[3, 1]).loader(20)
 
 
+class Gathering:
+    """Lets threads stand for processes: gives each the tensors of all."""
+
+    def __init__(self, world_size) -> None:
+        self.tensors, self.barrier = [torch.empty(0)] * world_size, threading.Barrier(world_size, timeout=30)
+
+    def of_rank(self, rank) -> Callable[[torch.Tensor], torch.Tensor]:
+        def gather(tensor):
+            self.tensors[rank] = tensor
+            self.barrier.wait()
+            gathered = torch.cat(self.tensors)
+            self.barrier.wait()
+            return gathered
+
+        return gather
+
+
+def take_together(pairs, world_size, number, states=None) -> tuple[list[list[dict]], list[dict]]:
+    """The next batches of each rank, and where they are then."""
+    gathering = Gathering(world_size)
+    loaders = [
+        pairs.loader(4, rank=rank, world_size=world_size, gather=gathering.of_rank(rank)) for rank in range(world_size)
+    ]
+    for loader in loaders if states else []:
+        loader.load_state_dict(states)
+    with ThreadPoolExecutor(world_size) as pool:
+        batches = list(pool.map(lambda loader: take(loader, number), loaders))
+    return batches, [loader.state_dict() for loader in loaders]
+
+
+@pytest.fixture(params=["stream", "weighted"])
+def twins(request, drawn, small_processor, tmp_path) -> TrainingPairs:
+    """Two captions of each of 40 images, far from each other in a stream; or sources with epochs of their own."""
+    if request.param == "weighted":
+        halves = [write_source("jsonl", tmp_path / str(number), drawn[number::2]) for number in range(2)]
+        return TrainingPairs([open_source(half) for half in halves], small_processor, weights=[19, 1])
+    for number in range(2):
+        rows = [
+            {"image_id": sample["image_id"], "image": str(sample["file"]), "caption": sample["captions"][number]}
+            for sample in drawn
+        ]
+        write_rows("jsonl", tmp_path / f"{number}", rows)
+    source = open_source(f"{tmp_path}/{{0,1}}.jsonl", streaming=True)
+    return TrainingPairs([source], small_processor, num_lanes=2, window=4)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_no_batch_of_all_processes_has_an_image_twice(world_size, twins):
+    def ids_of(ranks):
+        return [[id_ for batch in batches for id_ in batch["sample_ids"]] for batches in zip(*ranks, strict=True)]
+
+    alone = [take(twins.loader(4, rank=rank, world_size=world_size), 15) for rank in range(world_size)]
+    assert any(len(set(ids)) < len(ids) for ids in ids_of(alone)), "without each other's ids they cannot know"
+    together, _ = take_together(twins, world_size, 15)
+    assert all(len(set(ids)) == len(ids) == 4 * world_size for ids in ids_of(together))
+    for rank in range(world_size):
+        seen = [id_ for batch in together[rank] for id_ in batch["sample_ids"]]
+        assert len(set(seen)) > 10, "and none is starved"
+
+
+def test_processes_that_know_of_each_other_go_on_where_they_were(twins):
+    whole, _ = take_together(twins, 2, 9)
+    first, states = take_together(twins, 2, 4)
+    rest, _ = take_together(twins, 2, 5, json.loads(json.dumps(states)))
+    for rank in range(2):
+        assert_equal([*first[rank], *rest[rank]], whole[rank])
+
+
 def test_too_few_different_images_end_the_run(drawn, small_processor, tmp_path):
     same = [type(sample)(sample | {"image_id": "same"}) for sample in drawn]
     source = open_source(write_source("jsonl", tmp_path / "pairs", same), streaming=True)
-    with pytest.raises(RuntimeError, match="fewer than 4 different images, by ids such as same: lower"):
+    with pytest.raises(RuntimeError, match="fewer than 4 images .* with ids such as same: lower"):
         list(TrainingPairs([source], small_processor).loader(4))
 
 

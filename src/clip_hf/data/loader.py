@@ -7,8 +7,8 @@ whatever the workers have prepared ahead.
 Shapes: B batch, S image size in pixels, L tokens.
 """
 
-import signal
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -65,8 +65,8 @@ class PairLoader:
     """Iterates over the batches of an epoch, or over what is left of it; the next iteration is the next epoch.
 
     A batch has `pixel_values` (B, 3, S, S) in uint8, `input_ids` (B, L), padded to the longest, and `sample_ids`, a
-    list of B names, no two alike: of two captions of one image, the second waits for another epoch. All processes have
-    the same number of batches.
+    list of B names, no two alike: of two captions of one image, the second waits for another epoch. With `gather`, no
+    two are alike in the batches that all processes take together either. All have the same number of batches.
 
     Args:
         pairs: the training set.
@@ -77,12 +77,15 @@ class PairLoader:
         num_prefetched: batches that the workers prepare ahead.
         pin_memory: put batches where a GPU can fetch them by itself.
         drop_last: leave out the last batch of an epoch if it is smaller.
+        gather: returns the tensors (B,) of all processes, each of which calls it as often, as one (world_size * B,)
+            in the order of the ranks; None where a process cannot know what the others take.
+        init_worker: what a worker calls first, with its number.
 
     Raises:
         ValueError: a number is out of range, or there are fewer samples than a whole batch takes.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, what a trainer knows of a process
         self,
         pairs: "TrainingPairs",
         batch_size: int,
@@ -93,6 +96,8 @@ class PairLoader:
         num_prefetched: int = 2,
         pin_memory: bool = False,
         drop_last: bool = True,
+        gather: Callable[[Tensor], Tensor] | None = None,
+        init_worker: Callable[[int], None] | None = None,
     ) -> None:
         if batch_size < 1 or num_workers < 0 or num_prefetched < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -100,6 +105,7 @@ class PairLoader:
                 f"world_size={world_size}: at least 1, 0 and 1, and a rank from 0 to world_size - 1"
             )
         self.dataset, self.batch_size, self.drop_last, self.pin_memory = pairs, batch_size, drop_last, pin_memory
+        self._gather = gather if world_size > 1 else None
         self._check_enough(world_size)
         list_file = Path(pairs.broken_list) if pairs.broken_list else None
         if list_file and world_size > 1:
@@ -118,7 +124,7 @@ class PairLoader:
             num_workers=num_workers,
             prefetch_factor=max(2, -(-num_groups // num_workers)) if num_workers else None,
             persistent_workers=num_workers > 0,
-            worker_init_fn=_ignore_sigterm,
+            worker_init_fn=init_worker,
             generator=torch.Generator(),  # or each iteration would draw from torch's own, which dropout draws from
         )
 
@@ -182,14 +188,31 @@ class PairLoader:
         return 0 if left < self.batch_size and self.drop_last else min(left, self.batch_size)
 
     def _take(self, results: Iterator[Pair | BrokenPair], size: int) -> list[Pair]:
-        pairs: dict[tuple[int, str | int], Pair] = {}
+        pairs: dict[_ImageKey, Pair] = {}
         last = self._turn + size + 2 * len(self.dataset) // self._share.world_size
+        is_settled = False
+        while not is_settled:
+            self._fill(pairs, results, size, last)
+            is_settled = self._gather is None or not self._leave_to_others(pairs, self._gather)
+        return list(pairs.values())
+
+    def _leave_to_others(self, pairs: "dict[_ImageKey, Pair]", gather: Callable[[Tensor], Tensor]) -> bool:
+        """Takes out what processes of lower rank have as well; returns whether any process had to."""
+        is_any, twins = _twins(pairs, gather, self._share.rank, self._share.world_size)
+        for image in twins:
+            del pairs[image]
+        return is_any
+
+    def _fill(
+        self, pairs: "dict[_ImageKey, Pair]", results: Iterator[Pair | BrokenPair], size: int, last: int
+    ) -> None:
+        """Adds pairs of other images until there are enough."""
         while len(pairs) < size:
             if self._turn > last:
                 ids = ", ".join(str(image) for _, image in [*pairs][:3])
                 raise RuntimeError(
-                    f"this process has fewer than {size} different images, by ids such as {ids}: "
-                    "lower per_device_train_batch_size, or name a column of ids that tells images apart"
+                    f"this process finds fewer than {size} images that no other has in this batch, with ids such as "
+                    f"{ids}: lower per_device_train_batch_size, or name a column of ids that tells images apart"
                 )
             result = next(results)
             self._turn += 1
@@ -198,7 +221,6 @@ class PairLoader:
             else:
                 self.broken.count_whole(result.source)
                 pairs.setdefault((result.source, result.image), result)
-        return list(pairs.values())
 
     def _collate(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         options: dict[str, Any] = {"pin_memory": self.pin_memory}
@@ -273,9 +295,29 @@ class PairLoader:
                 )
 
 
-def _ignore_sigterm(_: int) -> None:
-    # Batch systems send it to every process, and the one that trains needs the workers until it has saved.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+_ImageKey = tuple[int, str | int]  # source and image
+
+
+def _twins(
+    images: Collection[_ImageKey], gather: Callable[[Tensor], Tensor], rank: int, world_size: int
+) -> tuple[bool, list[_ImageKey]]:
+    """Returns whether any process has images that one before it has as well, and which this one has.
+
+    Args:
+        images: of this process, as many as each of the others has.
+        gather: as of `PairLoader`.
+        rank: of this process.
+        world_size: number of processes.
+    """
+    # Names of any length cannot be gathered, and Python's own hashes differ from process to process.
+    names = (hashlib.blake2b(repr(image).encode(), digest_size=8).digest() for image in images)
+    own = {int.from_bytes(name, signed=True): image for name, image in zip(names, images, strict=True)}
+    seen: set[int] = set()
+    twins: list[set[int]] = []
+    for digests in gather(torch.tensor(list(own))).view(world_size, -1).tolist():
+        twins.append(seen.intersection(digests))
+        seen.update(digests)
+    return any(twins), [own[digest] for digest in twins[rank]]
 
 
 class _Turns(Sampler):

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
+from clip_hf.distributed import all_gather
 from clip_hf.training.checkpoints import UNFINISHED, checkpoint_to_resume, discard_oldest, publish, settle
 from clip_hf.training.interruption import EXIT_CODE, StopOnSigterm, ignore_sigterm
 from clip_hf.training.training_args import ClipTrainingArguments
@@ -47,8 +48,9 @@ class ResumableTrainer(Trainer):
     A checkpoint becomes visible when all of it is on the disk. SIGTERM saves one and ends the process with code 143.
 
     A training set with a method `loader` makes its own batches: `loader(batch_size, rank=, world_size=, num_workers=,
-    num_prefetched=, pin_memory=, drop_last=)` returns an iterable with the methods `set_epoch`, `state_dict` and
-    `load_state_dict`, the latter given the states of all processes. Each process's place is saved with a checkpoint.
+    num_prefetched=, pin_memory=, drop_last=, gather=, init_worker=)` returns an iterable with the methods `set_epoch`,
+    `state_dict` and `load_state_dict`, the latter given the states of all processes. Each process's place is saved
+    with a checkpoint.
 
     Args:
         args: as for `transformers.Trainer`.
@@ -115,8 +117,14 @@ class ResumableTrainer(Trainer):
             num_prefetched=args.dataloader_prefetch_factor or 2,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             drop_last=args.dataloader_drop_last,
+            gather=self._gather,
+            init_worker=partial(ignore_sigterm, None),
         )
         return self._loader
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        """The tensors of all processes, one after the other; the backend may know those on its devices alone."""
+        return all_gather(tensor.to(self.args.device)).cpu()
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
