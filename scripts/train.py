@@ -16,7 +16,7 @@ from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProce
 from clip_hf.data.collator import ImageTextCollator, ImageTextPairs
 from clip_hf.data.data_args import DataArguments
 from clip_hf.data.dry_run import dry_run
-from clip_hf.data.samples import Samples
+from clip_hf.data.samples import Samples, captions_for_tokenizer
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.initial_weights import whole_on_every_process
 from clip_hf.training.recipe import parse_recipe
@@ -46,7 +46,7 @@ def build_tokenizer(
     with training_args.main_process_first(local=False):
         is_there = training_args.resume_from_checkpoint is not None and folder.is_dir()
         if training_args.process_index == 0 and not is_there:
-            captions = (texts for source in sources for texts in source.all_captions())
+            captions = captions_for_tokenizer(sources)
             ClipHfTokenizer.train(captions, args.vocab_size, context_length).save_pretrained(folder)
         return ClipHfTokenizer.from_pretrained(folder)
 

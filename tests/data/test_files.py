@@ -5,7 +5,7 @@ import fsspec
 import pytest
 
 from clip_hf.data import files
-from clip_hf.data.files import expand_braces, find_files, local_copy, read_bytes, with_retries
+from clip_hf.data.files import cache_folder, expand_braces, find_files, local_copy, read_bytes, with_retries
 
 
 @pytest.fixture(autouse=True)
@@ -83,10 +83,29 @@ def test_a_remote_file_is_copied_once_whoever_asks(monkeypatch):
     assert local_copy("near.tar") == "near.tar"
 
 
-def test_few_copies_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setattr(files, "NUM_KEPT_COPIES", 3)
+def test_a_file_that_has_changed_is_fetched_anew(tmp_path):
+    (tmp_path / "far").mkdir()
+    far = tmp_path / "far" / "1.tar"
+    far.write_bytes(b"old")
+    os.utime(far, (1, 1))
+    first = local_copy(far.as_uri())
+    far.write_bytes(b"new")
+    os.utime(far, (2, 2))
+    second = local_copy(far.as_uri())
+    assert [open(copy, "rb").read() for copy in (first, second)] == [b"old", b"new"]
+    assert local_copy(far.as_uri()) == second
+
+
+def test_copies_lie_in_the_caches_of_hugging_face_or_where_one_says(monkeypatch, tmp_path):
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("CLIP_HF_CACHE")
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    assert cache_folder() == tmp_path / "assets" / "clip_hf"
+
+
+def test_few_copies_are_kept(tmp_path):
     for number in range(6):
         fsspec.filesystem("memory").pipe_file(f"/many/{number}", b"x")
-        os.utime(local_copy(f"memory://many/{number}"), (number, number))
+        os.utime(local_copy(f"memory://many/{number}", num_kept=3), (number, number))
     assert len([file for file in (tmp_path / "cache").iterdir() if file.suffix != ".lock"]) == 3
     assert open(local_copy("memory://many/0"), "rb").read() == b"x", "and fetched again when needed"

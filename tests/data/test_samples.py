@@ -2,10 +2,11 @@ import random
 
 import pytest
 from datasets import Dataset
+from transformers.utils import logging
 
 from clip_hf.data import samples as module
 from clip_hf.data.columns import Columns
-from clip_hf.data.samples import Samples
+from clip_hf.data.samples import Samples, captions_for_tokenizer
 from clip_hf.data.sources import open_source
 from clip_hf.data.tables import BrokenSampleError
 from tests.data.source_kinds import write_rows, write_source
@@ -55,7 +56,7 @@ def test_a_shard_that_cannot_be_opened_any_more_is_not_tried_again(drawn, tmp_pa
     source = open_source(write_source("tar", tmp_path / "tar", drawn, num_shards=2), streaming=True)
     attempts = []
 
-    def fail(path):
+    def fail(path, num_kept):
         attempts.append(path)
         raise ConnectionError("unplugged")
 
@@ -74,3 +75,20 @@ def test_an_index_beyond_the_end_is_refused(drawn, tmp_path):
         source[40]
     with pytest.raises(IndexError):
         source.draw(-1, 0, 0)
+
+
+def test_a_tokenizer_learns_from_some_of_each_source_and_reads_no_more_of_a_stream(drawn, tmp_path, caplog):
+    sources = [
+        open_source(write_source("tar", tmp_path / str(number), half, num_shards=10), streaming=True)
+        for number, half in enumerate((drawn[:20], drawn[20:]))
+    ]
+    every = [sample["captions"] for sample in drawn]
+    logging.enable_propagation()
+    assert list(captions_for_tokenizer(sources)) == every and not caplog.text
+    for source in sources:
+        source._tables.clear()
+    found = list(captions_for_tokenizer(sources, most=20))
+    logging.disable_propagation()
+    assert found == every[:4] + every[20:24]
+    assert [len(source._tables) for source in sources] == [2, 2], "shards that were opened"
+    assert caplog.text.count("learns from the first 10 captions") == 2

@@ -2,7 +2,8 @@
 
     torchrun --nproc_per_node 2 tests/distributed/run_resume.py options.json
 
-Rank 0 adds a line to `losses` in the output folder for each step: its number and the loss, every bit of it.
+For each step, rank 0 adds a line to `losses` in the output folder: its number and the loss, every bit of it; and
+every rank adds one to its `samples_RANK`: the number and what is in its batch.
 """
 
 import json
@@ -29,12 +30,17 @@ class WritingTrainer(ClipTrainer):
     """Writes the global loss of each step before it is taken."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        ids = " ".join(args[1]["sample_ids"])
         loss = super().training_step(*args, **kwargs)
         mean = self.accelerator.reduce(loss.detach().clone(), "mean").item()
+        self._add_line(f"samples_{self.args.process_index}", ids)
         if self.args.process_index == 0:
-            with open(Path(self.args.output_dir, "losses"), "a", encoding="utf-8") as file:
-                file.write(f"{self.state.global_step} {mean.hex()}\n")
+            self._add_line("losses", mean.hex())
         return loss
+
+    def _add_line(self, name: str, content: str) -> None:
+        with open(Path(self.args.output_dir, name), "a", encoding="utf-8") as file:
+            file.write(f"{self.state.global_step} {content}\n")
 
 
 def main() -> None:

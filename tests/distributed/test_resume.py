@@ -1,9 +1,9 @@
 """A run that is killed, at any moment and again and again, has the losses of one that was left alone, bit for bit."""
 
+import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from clip_hf import ClipHfTokenizer
 from tests.data.source_kinds import Original, write_source
+from tests.distributed.run_resume import GLOBAL_BATCH_SIZE
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 12  # an epoch has five
@@ -77,11 +79,11 @@ class Run:
         environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with open(self.folder.parent / "stderr", "a", encoding="utf-8") as stderr:
             return subprocess.Popen(
-                command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=stderr, text=True
+                command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, text=True
             )
 
-    def finish(self) -> None:
-        process = self.start()
+    def finish(self, engine: str | None = None) -> None:
+        process = self.start(engine)
         try:
             code = process.wait(MOST_SECONDS)
         finally:
@@ -89,20 +91,34 @@ class Run:
         assert code == 0, (self.folder.parent / "stderr").read_text()[-4000:]
         assert (self.folder / "is_complete").exists()
 
+    def samples(self) -> dict[int, list[str]]:
+        """Sample ids of each step, of all ranks; of a step that was taken twice, those of the last time."""
+        steps: dict[int, dict[str, list[str]]] = {}
+        for path in sorted(self.folder.glob("samples_*")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                step, *ids = line.split(" ")
+                steps.setdefault(int(step), {})[path.name] = ids
+        return {step: [id_ for part in parts.values() for id_ in part] for step, parts in steps.items()}
+
     def losses(self) -> Iterator[tuple[int, str]]:
         for line in (self.folder / "losses").read_text(encoding="utf-8").splitlines():
             step, loss = line.split(" ")
             yield int(step), loss
 
 
-def kill(process: subprocess.Popen[Any], number: int = signal.SIGKILL) -> None:
-    """Ends a process and all that it started, which are one session."""
-    if process.poll() is None or number == signal.SIGKILL:
-        try:
-            os.killpg(process.pid, number)
-        except ProcessLookupError:
-            return
+def kill(process: subprocess.Popen[Any]) -> None:
+    """Ends a process and all that it started, at once; ranks have sessions of their own and would outlive torchrun."""
+    try:
+        root = psutil.Process(process.pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
+    _, alive = psutil.wait_procs(family[1:], timeout=MOST_SECONDS)
+    assert not alive, "what is killed must not write on"
 
 
 def wait_for(process: subprocess.Popen[Any], is_time: Any) -> bool:
@@ -196,6 +212,28 @@ def test_another_number_of_workers_changes_nothing(data, tmp_path):
     kill(process)
     Run(tmp_path / "run", "single", "map", data, num_workers=1).finish()
     assert_same_losses(run, reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["map", "stream"])
+@pytest.mark.parametrize(("old", "new"), [("ddp", "single"), ("single", "ddp")])
+def test_another_number_of_processes_goes_on_with_what_is_left(old, new, kind, data, tmp_path):
+    run = Run(tmp_path, old, kind, data)
+    process = run.start()
+    assert wait_for(process, has_taken(run, 4))
+    kill(process)
+    resumed = max(int(path.name.rpartition("-")[2]) for path in run.folder.glob("checkpoint-*"))
+    assert 2 <= resumed < 5, "within the first epoch"
+    before = {step: ids for step, ids in run.samples().items() if step < resumed}
+    for path in run.folder.glob("samples_*"):
+        path.unlink()
+    run.finish(new)
+    steps = before | run.samples()
+    assert {step: len(ids) for step, ids in steps.items()} == dict.fromkeys(range(NUM_STEPS), GLOBAL_BATCH_SIZE)
+    for epoch in range(2):
+        ids = [id_ for step in range(5 * epoch, 5 * epoch + 5) for id_ in steps[step]]
+        assert len(ids) - len(set(ids)) <= 1, "a broken sample is replaced by the first of its rank's again"
+        assert len(set(ids)) >= NUM_IMAGES - 2
 
 
 @pytest.mark.slow

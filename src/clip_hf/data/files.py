@@ -5,19 +5,25 @@ import hashlib
 import itertools
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import fsspec
+from huggingface_hub import constants
 
 RETRY_SECONDS = (0.5, 1, 2, 4, 8)
 """Pauses between attempts to read a remote file."""
 
 NUM_KEPT_COPIES = 64
 """Copies of remote files that stay on this machine's disk; the one unused for longest goes first."""
+
+_VERSION_FIELDS = (
+    *("size", "ETag", "etag", "Content-MD5", "Digest", "md5Hash", "generation", "blob_id"),
+    *("Last-Modified", "LastModified", "last_modified", "updated", "mtime", "created"),
+)
+"""By which the file systems of fsspec tell one version of a file from the next; each knows some of them."""
 
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -101,30 +107,42 @@ def with_retries(name: str, read: Callable[[], Value]) -> Value:
     raise AssertionError("the last attempt returns or raises")
 
 
-def local_copy(path: str) -> str:
+def cache_folder() -> Path:
+    """Returns where copies of remote files lie: `CLIP_HF_CACHE`, or a folder among Hugging Face's caches."""
+    named = os.environ.get("CLIP_HF_CACHE")
+    return Path(named or Path(constants.HF_ASSETS_CACHE, "clip_hf"))
+
+
+def local_copy(path: str, num_kept: int = NUM_KEPT_COPIES) -> str:
     """Returns the path of a file on this machine: the path itself, or that of a copy made now or by another process.
+
+    Args:
+        path: a path or a URL. A copy is that of one version: a file that has changed over there is fetched anew.
+        num_kept: how many copies to leave; at least as many as are read from at a time.
 
     Raises:
         OSError: as `read_bytes`.
     """
     if not is_remote(path):
         return path
-    folder = Path(os.environ.get("CLIP_HF_CACHE", Path(tempfile.gettempdir(), f"clip_hf-{os.getuid()}")))
+    folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    copy = folder / (hashlib.sha256(path.encode()).hexdigest()[:32] + Path(path).suffix)
+    system, remote = fsspec.core.url_to_fs(path)
+    info = with_retries(path, lambda: system.info(remote))
+    version = [str(info.get(field)) for field in _VERSION_FIELDS]
+    copy = folder / (hashlib.sha256("\n".join([path, *version]).encode()).hexdigest()[:32] + Path(path).suffix)
     with open(folder / f"{copy.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.exists():
-            system, remote = fsspec.core.url_to_fs(path)
             part = copy.with_suffix(".part")
             with_retries(path, lambda: system.get_file(remote, str(part)))
             part.replace(copy)
-            _delete_oldest(folder)
+            _delete_oldest(folder, num_kept)
         os.utime(copy)
     return str(copy)
 
 
-def _delete_oldest(folder: Path) -> None:
+def _delete_oldest(folder: Path, num_kept: int) -> None:
     copies = [file for file in folder.iterdir() if file.suffix not in {".lock", ".part"}]
-    for file in sorted(copies, key=lambda file: file.stat().st_mtime)[:-NUM_KEPT_COPIES]:
+    for file in sorted(copies, key=lambda file: file.stat().st_mtime)[:-num_kept]:
         file.unlink(missing_ok=True)

@@ -5,16 +5,22 @@ import itertools
 import posixpath
 import random
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from PIL.Image import Image as PillowImage
+from transformers.utils import logging
 
 from clip_hf.data.columns import TEXT_COLUMNS, USUAL_COLUMNS, Columns, choose_columns
-from clip_hf.data.files import is_remote, local_copy, read_bytes
+from clip_hf.data.files import NUM_KEPT_COPIES, is_remote, local_copy, read_bytes
 from clip_hf.data.image_groups import ImageGroups
 from clip_hf.data.shard_sizes import parquet_footer, read_sizes
 from clip_hf.data.tables import BrokenSampleError, RowsTable, Table, open_table
+
+logger = logging.get_logger(__name__)
+
+NUM_TOKENIZER_CAPTIONS = 250_000
+"""Captions that a tokenizer learns from: more change little, and a stream would be read to its end first."""
 
 
 class Draw(NamedTuple):
@@ -50,7 +56,7 @@ class Samples:
         ValueError: a shard cannot be read, a column is missing, or there are no rows.
     """
 
-    max_open = 64  # shards of a stream: with its lanes and those just finished, far fewer than a process may open
+    max_open = 32  # shards of a stream: with its lanes and those just finished, far fewer than a process may open
 
     def __init__(
         self,
@@ -164,13 +170,17 @@ class Samples:
         if number not in self._tables:
             shard = self.shards[number]
             try:
-                self._tables[number] = open_table(local_copy(shard), shard) if isinstance(shard, str) else shard
+                self._tables[number] = self._open(shard) if isinstance(shard, str) else shard
             except (OSError, ValueError) as error:  # kept: each of its samples would else wait for all attempts
                 self._tables[number] = error
             while self.is_stream and len(self._tables) > self.max_open:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(number)
         return self._tables[number]
+
+    def _open(self, shard: str) -> Table:
+        # What all workers of this machine have open must stay: each would else fetch what another pushed out.
+        return open_table(local_copy(shard, max(NUM_KEPT_COPIES, 2 * self.max_open)), shard)
 
     def _row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         shard = bisect.bisect_right(self._ends, number)
@@ -233,6 +243,28 @@ class Samples:
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise BrokenSampleError(f"{self._id(row, 0)}: the caption is {texts!r:.60}, not a text or a list of them")
         return [text for text in texts if text.strip()]
+
+
+def captions_for_tokenizer(
+    sources: Sequence[Samples], most: int = NUM_TOKENIZER_CAPTIONS
+) -> Iterator[list[str]]:
+    """Yields the first captions of each source, and says so where they are not all.
+
+    Args:
+        sources: each gives an equal part.
+        most: about how many captions to give, of all sources together.
+    """
+    for source in sources:
+        number = 0
+        for texts in source.all_captions():
+            yield texts
+            number += len(texts)
+            if number * len(sources) >= most:
+                logger.warning(
+                    f"{source.name}: the tokenizer learns from the first {number:,} captions; for another, run "
+                    "scripts/train_tokenizer.py and give its folder as --tokenizer"
+                )
+                break
 
 
 def _first_row(table: Table) -> dict[str, Any]:
