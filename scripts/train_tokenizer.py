@@ -13,10 +13,10 @@ import datasets
 from tqdm import tqdm
 from transformers import HfArgumentParser
 
+from clip_hf.data.columns import TEXT_COLUMNS, choose_column
 from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
 
 FILE_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-USUAL_TEXT_COLUMNS = ("text", "caption", "captions")
 MEASURED_CAPTIONS = 10_000
 
 
@@ -33,7 +33,7 @@ class TokenizerArguments:
     output_dir: str = field(metadata={"help": "Folder of the new tokenizer."})
     text_column: str | None = field(
         default=None,
-        metadata={"help": "Column of strings or of lists of strings; by default text, caption or captions."},
+        metadata={"help": "Column of strings or of lists of strings; by default one of the usual names, such as text."},
     )
     split: str = field(default="train", metadata={"help": "Split of a data set."})
     vocab_size: int = field(default=49_408, metadata={"help": "Entries of the vocabulary, at least 514."})
@@ -44,7 +44,7 @@ class Captions:
     """All captions of a column, read anew at every pass; rows without one are counted and left out."""
 
     def __init__(self, data: str, split: str, text_column: str | None) -> None:
-        suffix = Path(data).suffix.lower()
+        self.name, suffix = data, Path(data).suffix.lower()
         if not Path(data).is_file():
             self.rows = datasets.load_dataset(data, split=split, streaming=True)
         elif suffix in FILE_FORMATS:
@@ -57,11 +57,7 @@ class Captions:
 
     def _find(self, text_column: str | None) -> str:
         columns = self.rows.column_names or list(next(iter(self.rows), {}))
-        found = [name for name in ([text_column] if text_column else USUAL_TEXT_COLUMNS) if name in columns]
-        if not found:
-            wanted = text_column or ", ".join(USUAL_TEXT_COLUMNS)
-            raise ValueError(f"There is no column {wanted} among {columns}: name the captions with --text_column")
-        return found[0]
+        return choose_column(self.name, columns, text_column, TEXT_COLUMNS, "text")
 
     def __iter__(self) -> Iterator[str]:
         self.num_empty_rows = 0

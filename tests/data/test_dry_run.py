@@ -1,4 +1,5 @@
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -26,12 +27,23 @@ def test_a_dry_run_tells_what_training_would_read(streaming, drawn, small_proces
     lengths = {len(ids) for sample in drawn for ids in small_processor.tokenizer(sample["captions"])["input_ids"]}
     tokens = report["caption_tokens"]
     assert min(lengths) <= tokens["least"] <= tokens["median"] <= tokens["greatest"] <= max(lengths)
-    with Image.open(tmp_path / "out" / "samples.png") as sheet:
+    assert report["sheet"] == str(tmp_path / "out" / "samples.png")
+    with Image.open(report["sheet"]) as sheet:
         assert min(sheet.size) > 1000 and len(set(sheet.convert("L").resize((60, 60)).tobytes())) > 20
 
 
 def listed(folder) -> list[str]:
     return (folder / "broken_samples.jsonl").read_text().splitlines()
+
+
+def test_without_matplotlib_the_report_is_whole(small_processor, tmp_path, monkeypatch):
+    pairs = TrainingPairs([open_source("shapes")], small_processor)
+    with_sheet = dry_run(pairs, 30, tmp_path, batch_size=30)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    report = dry_run(pairs, 30, tmp_path / "none", batch_size=30)
+    assert "pip install matplotlib" in report["sheet"] and not list((tmp_path / "none").iterdir())
+    assert report.keys() == with_sheet.keys() and report["caption_tokens"] == with_sheet["caption_tokens"]
 
 
 def test_shapes_need_no_files(small_processor, tmp_path):

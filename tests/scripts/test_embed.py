@@ -116,7 +116,7 @@ def test_broken_pictures_are_listed_and_the_run_completes(checkpoint, photos, tm
 @pytest.mark.parametrize(
     ("lines", "options", "message"),
     [
-        (['{"a": "x"}'], [], "no column of texts (captions, caption, text, sentence); there are a: name one of them"),
+        (['{"a": "x"}'], [], "no column of texts (captions, caption, text, "),
         (['{"text": "x"}'], ["--text_column", "txt"], "no column 'txt'; there are text"),
         (['{"id": "1", "text": "x"}', '{"id": "1", "text": "y"}'], [], "the id '1' more than once"),
     ],

@@ -55,7 +55,7 @@ class ImageTextPairs(Dataset):
         example = self.examples[index]
         image, name = example["image"], example.get("sample_id", str(index))
         if isinstance(image, dict):
-            image, name = image["path"] or image["bytes"], image["path"] or name
+            image, name = image["bytes"] or image["path"], image["path"] or name
         captions = captions_of(example)
         if not captions:
             raise ValueError(f"{name} has no caption")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "file_name", "filepath", "file_path", "image_path", "path", "filename", "url")
 TEXT_COLUMNS = ("captions", "caption", "text", "sentences", "sentence", "title", "txt")
+ID_COLUMNS = ("id", "image_id", "key", "file_name")
 """Names under which data sets usually keep them; the first that is there is taken."""
 
 

@@ -1,5 +1,6 @@
-"""What a training would read, without training: speed, sizes, captions, broken samples, and a sheet of pictures."""
+"""What a training would read, without training: speed, sizes, captions, broken samples, and a sheet of images."""
 
+import importlib.util
 import textwrap
 import time
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ _SHEET = (4, 6)
 
 def dry_run(pairs: TrainingPairs, num_samples: int, output_dir: Path, **loader_options: Any) -> dict[str, Any]:
     """Returns a report on the first samples of a training, and draws some of them as the model will see them.
+
+    Without matplotlib the report says how to get the sheet, and has all else.
 
     Args:
         pairs: the training set.
@@ -44,7 +47,6 @@ def dry_run(pairs: TrainingPairs, num_samples: int, output_dir: Path, **loader_o
             if len(lengths) >= num_samples:
                 break
     seconds = time.perf_counter() - start
-    _draw_sheet(shown, output_dir / "samples.png")
     names = loader.broken.source_names
     longest = tokenizer.model_max_length
     return {
@@ -57,6 +59,7 @@ def dry_run(pairs: TrainingPairs, num_samples: int, output_dir: Path, **loader_o
         "captions_of_full_length": round(sum(length >= longest for length in lengths) / len(lengths), 4),
         "broken": dict(zip(names, loader.broken.num_broken, strict=True)),
         "read": dict(zip(names, loader.broken.num_read, strict=True)),
+        "sheet": _draw_sheet(shown, output_dir / "samples.png"),
     }
 
 
@@ -81,11 +84,11 @@ def _quantiles(values: Sequence[int]) -> dict[str, float]:
     return dict(zip(names, np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist(), strict=True)) if values else {}
 
 
-def _draw_sheet(shown: Sequence[tuple[np.ndarray, str]], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("The sheet of samples is drawn with matplotlib: run `pip install matplotlib`") from error
+def _draw_sheet(shown: Sequence[tuple[np.ndarray, str]], path: Path) -> str:
+    """Draws the sheet and returns where it is, or why it is not."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return "not drawn: run `pip install matplotlib`"
+    from matplotlib.figure import Figure
 
     rows, columns = _SHEET
     figure = Figure(figsize=(2.6 * columns, 3.1 * rows), layout="constrained")
@@ -95,3 +98,4 @@ def _draw_sheet(shown: Sequence[tuple[np.ndarray, str]], path: Path) -> None:
         axes.imshow(pixels)
         axes.set_title(textwrap.fill(text.replace("$", r"\$"), 40), fontsize=7)
     figure.savefig(path, dpi=100)
+    return str(path)

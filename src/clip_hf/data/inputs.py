@@ -1,4 +1,4 @@
-"""Pictures or texts with an id each: what a model is asked to embed."""
+"""Images or texts with an id each: what a model is asked to embed."""
 
 import json
 import os
@@ -10,22 +10,21 @@ from typing import Any, Literal, NamedTuple
 from datasets import Dataset, Image, load_dataset
 from PIL import Image as PillowImage
 
-from clip_hf.data.columns import USUAL_COLUMNS, Columns, choose_column
+from clip_hf.data.columns import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, USUAL_COLUMNS, Columns, choose_column
+from clip_hf.data.files import is_remote
 
 Modality = Literal["image", "text"]
 
-# Names under which datasets usually keep them, the first that is there is taken.
-COLUMNS = {"image": ("image", "img", "file_name"), "text": ("captions", "caption", "text", "sentence")}
-ID_COLUMNS = ("id", "image_id", "file_name")
+COLUMNS = {"image": IMAGE_COLUMNS, "text": TEXT_COLUMNS}
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 class Input(NamedTuple):
-    """One picture or text.
+    """One image or text.
 
     Args:
         id: unique in its table.
-        value: a path or the bytes of a picture, or a text.
+        value: a path or the bytes of an image, or a text.
     """
 
     id: str
@@ -35,12 +34,12 @@ class Input(NamedTuple):
 def load_inputs(
     source: str | os.PathLike[str], modality: Modality, columns: Columns = USUAL_COLUMNS, split: str = "train"
 ) -> Sequence[Input]:
-    """Returns all pictures or texts of a source, in an order that does not change.
+    """Returns all images or texts of a source, in an order that does not change.
 
     Args:
-        source: a folder of pictures, with or without a metadata.jsonl that has their captions; a .txt file, one text a
+        source: a folder of images, with or without a metadata.jsonl that has their captions; a .txt file, one text a
             line; a .jsonl, .csv or .parquet file; or the name of a dataset on the Hub.
-        modality: what to take from it. A picture with several captions gives several texts, `<id>#0`, `<id>#1`, ...
+        modality: what to take from it. An image with several captions gives several texts, `<id>#0`, `<id>#1`, ...
         columns: of a table, where their names are unusual.
         split: of a dataset on the Hub.
 
@@ -52,7 +51,7 @@ def load_inputs(
         inputs = _from_folder(path, modality, columns)
     elif path.suffix == ".txt" and path.is_file():
         if modality == "image":
-            raise ValueError(f"{source} holds texts, but pictures were asked for")
+            raise ValueError(f"{source} holds texts, but images were asked for")
         lines = path.read_text(encoding="utf-8").splitlines()
         inputs = [Input(str(number), line) for number, line in enumerate(lines) if line.strip()]
     elif path.suffix in READERS and path.is_file():
@@ -90,7 +89,7 @@ def _from_table(
     if modality == "image":
         if isinstance(table.features[column], Image):
             table = table.cast_column(column, Image(decode=False))
-        return _Pictures(table, column, ids, folder)
+        return _Images(table, column, ids, folder)
     inputs = []
     for id_, value in zip(ids, table[column], strict=True):
         if value is None:
@@ -102,8 +101,8 @@ def _from_table(
     return inputs
 
 
-class _Pictures(Sequence[Input]):
-    """Reads the bytes of a picture when it is asked for: a table of pictures may be larger than the memory."""
+class _Images(Sequence[Input]):
+    """Reads the bytes of an image when it is asked for: a table of images may be larger than the memory."""
 
     def __init__(self, table: Dataset, column: str, ids: list[str], folder: Path | None) -> None:
         self.table, self.column, self.ids, self.folder = table, column, ids, folder
@@ -117,7 +116,7 @@ class _Pictures(Sequence[Input]):
         value = self.table[index][self.column]
         if isinstance(value, dict):  # an Image feature, not decoded
             value = value["bytes"] or value["path"]
-        elif isinstance(value, str) and self.folder is not None:
+        elif isinstance(value, str) and self.folder is not None and not is_remote(value):
             value = str(self.folder / value)
         return Input(self.ids[index], value)
 
@@ -125,7 +124,7 @@ class _Pictures(Sequence[Input]):
 def _checked(source: str, modality: Modality, inputs: Sequence[Input]) -> Sequence[Input]:
     if not len(inputs):
         raise ValueError(f"{source} holds no {modality}s")
-    ids = inputs.ids if isinstance(inputs, _Pictures) else [one.id for one in inputs]
+    ids = inputs.ids if isinstance(inputs, _Images) else [one.id for one in inputs]
     if len(set(ids)) < len(ids):
         twice = next(id_ for id_, number in Counter(ids).items() if number > 1)
         raise ValueError(f"{source} has the id '{twice}' more than once: name a column of unique ids")
