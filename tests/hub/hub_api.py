@@ -1,6 +1,7 @@
 """The routes of the test Hub: what huggingface_hub and transformers ask for, on top of the repositories."""
 
 import hashlib
+import io
 import json
 import re
 import threading
@@ -40,6 +41,8 @@ class HubApi:
         self.repositories: dict[tuple[RepoType, str], Repository] = {}
         self.url = ""
         self.storage_url = ""
+        self.part_bytes: int | None = None  # larger files are asked for in parts of this size
+        self._parts: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self.routes: list[tuple[str, str, Callable[..., Response]]] = [
             ("GET", "/api/whoami-v2", self.whoami),
@@ -73,9 +76,16 @@ class HubApi:
 
     def answer_storage(self, request: Request) -> Response:
         """Serves /lfs/<sha256>, as a bucket does: pre-signed addresses, which no token must ever reach."""
-        sha256 = request.path.removeprefix("/lfs/")
+        sha256, _, part = request.path.removeprefix("/lfs/").partition("/")
         if request.authorization is not None:
             raise HubError(400, "Only one auth mechanism allowed: a token was sent to the storage")
+        if request.method == "PUT" and part:
+            self._parts[f"{sha256}/{part}"] = content = request.body.read()
+            return Response(headers={"ETag": hashlib.md5(content).hexdigest()})
+        if request.method == "POST":
+            parts = [self._parts.pop(f"{sha256}/{one['partNumber']}") for one in request.json()["parts"]]
+            self.store.add(io.BytesIO(b"".join(parts)), sha256)
+            return Response()
         if request.method == "PUT":
             self.store.add(request.body, sha256)
             return Response()
@@ -255,7 +265,11 @@ class HubApi:
         verify = f"{self._page(repository.type, repository.id)}.git/info/lfs/objects/verify"
         objects = []
         for asked in request.json()["objects"]:
-            upload = {"href": f"{self.storage_url}/lfs/{asked['oid']}"}
+            upload: dict[str, Any] = {"href": f"{self.storage_url}/lfs/{asked['oid']}"}
+            if self.part_bytes is not None and asked["size"] > self.part_bytes:
+                numbers = range(1, -(-asked["size"] // self.part_bytes) + 1)
+                parts = {str(number): f"{upload['href']}/{number}" for number in numbers}
+                upload["header"] = {"chunk_size": str(self.part_bytes), **parts}
             actions = {} if asked["oid"] in self.store else {"actions": {"upload": upload, "verify": {"href": verify}}}
             objects.append({"oid": asked["oid"], "size": asked["size"], **actions})
         return Response.of_json({"transfer": "basic", "objects": objects})

@@ -6,8 +6,8 @@
             ...
 
 Clients read their settings when they are imported, so they run in processes of their own. `hub_api.py` lists what is
-served. Left out are Git itself, Xet, .gitignore, gated repositories, organisations, pagination, multi-part uploads,
-and all of discussions but `create_pr`.
+served. Left out are Git itself, Xet, .gitignore, gated repositories, organisations, pagination, and
+all of discussions but `create_pr`.
 """
 
 import secrets
@@ -110,6 +110,15 @@ class HubServer:
         before = len(self._traffic.exchanges())
         yield exchanges
         exchanges += self._traffic.exchanges()[before:]
+
+    @contextmanager
+    def asking_for_parts(self, part_bytes: int) -> Iterator[None]:
+        """Has larger files uploaded in parts of this size, as the Hub has those of several gigabytes."""
+        self._api.part_bytes = part_bytes
+        try:
+            yield
+        finally:
+            self._api.part_bytes = None
 
     def repository(self, repo_id: str, repo_type: RepoType = "model") -> Repository:
         """What the server holds, for tests that look behind it."""

@@ -1,5 +1,6 @@
 """Pushes to the test Hub, and what becomes of them when it, the line or the token fails."""
 
+import contextlib
 import hashlib
 import shutil
 from pathlib import Path
@@ -145,6 +146,41 @@ def test_a_connection_that_breaks_in_the_weights(hub, tmp_path):
     assert AGAIN in message
     push_folder(tmp_path, "tester/cut")
     assert_complete(hub, tmp_path, "tester/cut", num_commits=3)
+
+
+@pytest.mark.parametrize("part_bytes", [None, 4 * 2**20])
+def test_a_connection_that_breaks_in_a_large_file(hub, tmp_path, part_bytes):
+    """More than 10 MB, in one piece and in parts: of these only the one that broke is sent again."""
+    repo_id = f"tester/large-{part_bytes}"
+    torch.manual_seed(part_bytes or 3)
+    save_checkpoint(tmp_path, text_width=512)
+    size = (tmp_path / WEIGHTS).stat().st_size
+    assert size > 12 * 2**20
+    whole = [size] if part_bytes is None else [part_bytes] * 3 + [size - 3 * part_bytes]
+    broken = 0 if part_bytes is None else 2
+    cut = Disconnection(whole[broken] // 2, "upload")
+    path = "/lfs/" if part_bytes is None else "/lfs/.*/3"
+    with hub.asking_for_parts(part_bytes) if part_bytes else contextlib.nullcontext():
+        with hub.fault(cut, "PUT", path, times=None) as fault:
+            message = refused(tmp_path, repo_id, r"The connection failed \(\w+\), several times over")
+        assert fault.hits > len(WAIT_SECONDS) and AGAIN in message
+        with hub.fault(cut, "PUT", path, times=1), hub.recording() as exchanges:
+            push_folder(tmp_path, repo_id)
+    puts = [put.received_bytes for put in matching(exchanges, "PUT", "/lfs/")]
+    assert puts == [*whole[:broken], cut.after_bytes, *whole[broken:]]
+    assert_complete(hub, tmp_path, repo_id)
+
+
+def test_a_hub_that_stops_answering_is_not_waited_for_forever(hub, checkpoint, monkeypatch):
+    for module in ("failures", "push"):
+        monkeypatch.setattr(f"clip_hf.hub.{module}.MOST_SILENT_SECONDS", 0.3)
+    with hub.fault(Delay(seconds=1), path="/commit/", times=1) as fault, hub.recording() as exchanges:
+        push_folder(checkpoint, "tester/silent")
+    assert fault.hits == 1 and len(matching(exchanges, "POST", "/commit/")) >= 2
+    assert_complete(hub, checkpoint, "tester/silent")
+    with hub.fault(Delay(seconds=1), path="/api/models/tester/silent", times=None):
+        message = refused(checkpoint, "tester/silent", r"The connection failed \(ReadTimeout\), several times over")
+    assert AGAIN in message
 
 
 def test_a_commit_whose_answer_is_lost_is_not_made_twice(hub, checkpoint):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from huggingface_hub import get_token
+from huggingface_hub import get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from transformers.utils import logging
 
@@ -14,6 +14,8 @@ logger = logging.get_logger(__name__)
 # Between attempts, unless the Hub asks for more; where it asks for more than the most, the push ends.
 WAIT_SECONDS = (1.0, 4.0, 16.0, 60.0)
 MOST_WAIT_SECONDS = 600.0
+# Of one connection; huggingface_hub would wait without end.
+MOST_SILENT_SECONDS = 120.0
 # Too many requests, a commit by somebody else meanwhile, and the Hub's own failures.
 PASSING = {408, 412, 429, 500, 502, 503, 504}
 AGAIN = "Nothing was lost here: run the same command again, and it sends what is missing."
@@ -28,6 +30,7 @@ class PushError(Exception):
 def retry(call: Callable[[], Result]) -> Result:
     """Returns what the call returns, once the Hub is able to answer it."""
     for wait in WAIT_SECONDS:
+        get_session().timeout = MOST_SILENT_SECONDS
         try:
             return call()
         except (HTTPError, RuntimeError) as error:

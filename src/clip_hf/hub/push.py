@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionN
 from huggingface_hub.hf_api import CommitInfo, ModelInfo
 from huggingface_hub.utils import validate_repo_id
 
-from clip_hf.hub.failures import PushError, explained, retry, status_of
+from clip_hf.hub.failures import MOST_SILENT_SECONDS, PushError, explained, retry, status_of
 from clip_hf.hub.files import Content
 
 STALE_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -169,9 +169,9 @@ def _compare(destination: Destination, files: Mapping[str, Content]) -> Plan:
 def _state(repo_id: str, revision: str) -> ModelInfo | None:
     api = HfApi()
     try:
-        return api.model_info(repo_id, revision=revision, files_metadata=True)
+        return api.model_info(repo_id, revision=revision, files_metadata=True, timeout=MOST_SILENT_SECONDS)
     except RevisionNotFoundError:  # a branch that is not there yet begins as a copy of main
-        return api.model_info(repo_id, files_metadata=True)
+        return api.model_info(repo_id, files_metadata=True, timeout=MOST_SILENT_SECONDS)
     except RepositoryNotFoundError:
         return None
 
@@ -221,7 +221,8 @@ def _has_tag(destination: Destination, files: Mapping[str, Content]) -> bool:
     """Whether the tag is there, for this very state."""
     if destination.tag not in {tag.name for tag in HfApi().list_repo_refs(destination.repo_id).tags}:
         return False
-    tagged = HfApi().model_info(destination.repo_id, revision=destination.tag, files_metadata=True)
+    options: dict[str, Any] = {"files_metadata": True, "timeout": MOST_SILENT_SECONDS}
+    tagged = HfApi().model_info(destination.repo_id, revision=destination.tag, **options)
     present = {sibling.rfilename: sibling for sibling in tagged.siblings or []}
     if all(path in present and _is_same(content, present[path]) for path, content in files.items()):
         return True
