@@ -81,14 +81,14 @@ def main(args: list[str] | None = None) -> None:
     parsed = parse_recipe((ModelArguments, DataArguments, ClipTrainingArguments), __doc__, args)
     model_args, data_args, training_args = parsed
     set_seed(training_args.seed)
-    sources, eval_source = data_args.open_training_sources(), data_args.open_evaluation_source()
+    eval_source = data_args.open_evaluation_source(training_args.eval_strategy.value)
+    sources = data_args.open_training_sources()
     with whole_on_every_process(training_args):
         model, processor = build(model_args, sources, training_args)
     pairs = data_args.training_pairs(sources, processor, training_args.seed, training_args.output_dir)
     if data_args.dry_run_data is not None:
         options = {"batch_size": training_args.train_batch_size, "num_workers": training_args.dataloader_num_workers}
-        report = dry_run(pairs, data_args.dry_run_data, Path(training_args.output_dir), **options)
-        return print(json.dumps(report, indent=2))
+        return print(json.dumps(dry_run(pairs, data_args.dry_run_data, training_args.output_dir, **options), indent=2))
     eval_pairs = eval_source and ImageTextPairs(eval_source, processor, "evaluation")
     trainer = ClipTrainer(model, training_args, ImageTextCollator(processor), pairs, eval_pairs, processor)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

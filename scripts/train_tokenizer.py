@@ -33,7 +33,7 @@ class TokenizerArguments:
     output_dir: str = field(metadata={"help": "Folder of the new tokenizer."})
     text_column: str | None = field(
         default=None,
-        metadata={"help": "Column of strings or of lists of strings; by default one of the usual names, such as text."},
+        metadata={"help": "Column of strings or of lists of strings; by default a usual one, such as text."},
     )
     split: str = field(default="train", metadata={"help": "Split of a data set."})
     vocab_size: int = field(default=49_408, metadata={"help": "Entries of the vocabulary, at least 514."})

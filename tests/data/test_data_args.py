@@ -37,6 +37,13 @@ def test_the_defaults_are_those_of_the_classes(drawn, small_processor, tmp_path)
     assert pairs.fingerprint["stream"] is None and pairs.weights is None and pairs.max_broken_fraction == 0.1
 
 
+def test_a_training_that_evaluates_needs_something_to_evaluate_on():
+    with pytest.raises(ValueError, match=r"eval_strategy is 'epoch', but .* give --eval_data, or --eval_strategy no"):
+        parse("--train_data", "shapes").open_evaluation_source("epoch")
+    assert parse("--train_data", "shapes", "--dry_run_data", "5").open_evaluation_source("epoch") is None
+    assert len(parse("--train_data", "shapes", "--eval_data", "shapes").open_evaluation_source("epoch")) > 0
+
+
 def test_a_recipe_may_give_one_source_as_a_string():
     assert DataArguments(train_data="shapes").train_data == ["shapes"]
 

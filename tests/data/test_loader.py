@@ -301,7 +301,7 @@ def test_processes_that_know_of_each_other_go_on_where_they_were(twins):
 def test_too_few_different_images_end_the_run(drawn, small_processor, tmp_path):
     same = [type(sample)(sample | {"image_id": "same"}) for sample in drawn]
     source = open_source(write_source("jsonl", tmp_path / "pairs", same), streaming=True)
-    with pytest.raises(RuntimeError, match="fewer than 4 images .* with ids such as same: lower"):
+    with pytest.raises(RuntimeError, match=r"fewer than 4 images .* with ids such as same: lower"):
         list(TrainingPairs([source], small_processor).loader(4))
 
 

@@ -78,9 +78,7 @@ class Run:
         ]
         environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with open(self.folder.parent / "stderr", "a", encoding="utf-8") as stderr:
-            return subprocess.Popen(
-                command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, text=True
-            )
+            return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
 
     def finish(self, engine: str | None = None) -> None:
         process = self.start(engine)

@@ -134,7 +134,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def save_checkpoint(folder: Path, text_width: int = 64, **save_options: Any) -> None:
     """Saves a model and its processor."""
     tokenizer = ClipHfTokenizer.train(["a photo of a dog", "a photo of a cat"] * 3, vocab_size=523, context_length=16)
-    text = {"vocab_size": len(tokenizer), "hidden_size": text_width, "num_hidden_layers": 1, "max_position_embeddings": 16}
+    text = {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    text |= {"hidden_size": text_width, "num_hidden_layers": 1}
     model = ClipHfModel(ClipHfConfig(text_config=text, vision_config=VISION["vit"], projection_dim=32))
     model.save_pretrained(folder, **save_options)
     ClipHfProcessor(ClipHfImageProcessor(size=32, crop_size=32), tokenizer).save_pretrained(folder)

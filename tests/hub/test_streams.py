@@ -28,7 +28,7 @@ processor = ClipHfProcessor(ClipHfImageProcessor(size=16, crop_size=16), tokeniz
 def read(name):
     source = open_source(name, streaming=True)
     batches = TrainingPairs([source], processor, num_lanes=2, window=4).loader(6)
-    return [[batch["sample_ids"], batch["input_ids"].tolist(), batch["pixel_values"].sum().item()] for batch in batches]
+    return [[one["sample_ids"], one["input_ids"].tolist(), one["pixel_values"].sum().item()] for one in batches]
 """
 COMPARE = """
 from huggingface_hub import HfApi

@@ -74,7 +74,7 @@ def test_every_source_gives_the_same_tokenizer(write, tmp_path, capsys):
 def test_a_column_that_is_not_there(tmp_path):
     (tmp_path / "data.csv").write_text("label,name\n1,a dog\n", encoding="utf-8")
     arguments = ["--data", str(tmp_path / "data.csv"), "--output_dir", str(tmp_path / "out")]
-    with pytest.raises(ValueError, match=r"data\.csv has no column of texts \(captions, .*\); there are label, name: name"):
+    with pytest.raises(ValueError, match=r"data\.csv has no column of texts \(capt.*\); there are label, name: name"):
         main(arguments)
     with pytest.raises(ValueError, match=r"data\.csv has no column 'nam'; there are label, name"):
         main([*arguments, "--text_column", "nam"])

@@ -99,12 +99,20 @@ class DataArguments:
         """
         return [open_source(name, self.columns, streaming=self.streaming) for name in self.train_data]
 
-    def open_evaluation_source(self) -> Samples | None:
+    def open_evaluation_source(self, eval_strategy: str = "no") -> Samples | None:
         """Returns the source of evaluation, None where there is none.
 
+        Args:
+            eval_strategy: when a training evaluates.
+
         Raises:
-            ValueError: as `open_source`.
+            ValueError: as `open_source`; or it evaluates, and there is no source.
         """
+        if self.eval_data is None and eval_strategy != "no" and self.dry_run_data is None:
+            raise ValueError(
+                f"eval_strategy is '{eval_strategy}', but there is nothing to evaluate on: give --eval_data, or "
+                "--eval_strategy no"
+            )
         return open_source(self.eval_data, self.columns, split="evaluation") if self.eval_data else None
 
     def training_pairs(

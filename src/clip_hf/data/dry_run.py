@@ -1,6 +1,7 @@
 """What a training would read, without training: speed, sizes, captions, broken samples, and a sheet of images."""
 
 import importlib.util
+import os
 import textwrap
 import time
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ _NUM_SIZES = 200
 _SHEET = (4, 6)
 
 
-def dry_run(pairs: TrainingPairs, num_samples: int, output_dir: Path, **loader_options: Any) -> dict[str, Any]:
+def dry_run(
+    pairs: TrainingPairs, num_samples: int, output_dir: str | os.PathLike[str], **loader_options: Any
+) -> dict[str, Any]:
     """Returns a report on the first samples of a training, and draws some of them as the model will see them.
 
     Without matplotlib the report says how to get the sheet, and has all else.
@@ -31,7 +34,8 @@ def dry_run(pairs: TrainingPairs, num_samples: int, output_dir: Path, **loader_o
     Raises:
         TooManyBrokenSamplesError: too many samples are broken.
     """
-    output_dir.mkdir(parents=True, exist_ok=True)
+    folder = Path(output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
     loader = pairs.loader(**loader_options)
     tokenizer = pairs.processor.tokenizer
     shown: list[tuple[np.ndarray, str]] = []
@@ -59,7 +63,7 @@ def dry_run(pairs: TrainingPairs, num_samples: int, output_dir: Path, **loader_o
         "captions_of_full_length": round(sum(length >= longest for length in lengths) / len(lengths), 4),
         "broken": dict(zip(names, loader.broken.num_broken, strict=True)),
         "read": dict(zip(names, loader.broken.num_read, strict=True)),
-        "sheet": _draw_sheet(shown, output_dir / "samples.png"),
+        "sheet": _draw_sheet(shown, folder / "samples.png"),
     }
 
 

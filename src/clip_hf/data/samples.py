@@ -245,9 +245,7 @@ class Samples:
         return [text for text in texts if text.strip()]
 
 
-def captions_for_tokenizer(
-    sources: Sequence[Samples], most: int = NUM_TOKENIZER_CAPTIONS
-) -> Iterator[list[str]]:
+def captions_for_tokenizer(sources: Sequence[Samples], most: int = NUM_TOKENIZER_CAPTIONS) -> Iterator[list[str]]:
     """Yields the first captions of each source, and says so where they are not all.
 
     Args:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -117,14 +118,10 @@ class ResumableTrainer(Trainer):
             num_prefetched=args.dataloader_prefetch_factor or 2,
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             drop_last=args.dataloader_drop_last,
-            gather=self._gather,
+            gather=partial(_gather_on, args.device),
             init_worker=partial(ignore_sigterm, None),
         )
         return self._loader
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        """The tensors of all processes, one after the other; the backend may know those on its devices alone."""
-        return all_gather(tensor.to(self.args.device)).cpu()
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
@@ -185,3 +182,11 @@ class ResumableTrainer(Trainer):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # transformers would upload the checkpoint from where it is written: `_save_checkpoint` does, once it is whole.
         pass
+
+
+def _gather_on(device: torch.device, tensor: Tensor) -> Tensor:
+    """The tensors of all processes; the backend may know those on its devices alone.
+
+    No method: a loader that knew its trainer would be in a circle with it, and go after the queues of its workers.
+    """
+    return all_gather(tensor.to(device)).cpu()
