@@ -1,26 +1,29 @@
-"""Times the contrastive loss on a CPU, forward and backward: in tiles, and with the plain matrix where it fits.
+"""Times the contrastive loss forward and backward, and its memory: ours, in tiles where it chooses so, and OpenCLIP's.
 
-Each way runs in a fresh process. Its time is the best of several, set beside the time that `torch.matmul` would take
-for the 8 x num_pairs^2 x width flops of the tiled loss, at the best rate seen before and after the repeats. Its memory
-is what the process grew by, above the embeddings and including their gradients. Linux and macOS.
+Each way runs in fresh processes, in turns. Its memory is what the process grew by, above the embeddings and including
+their gradients. The floor is the time that torch.matmul takes, beside each loss, for the 8 x num_pairs^2 x width flops
+of the tiled loss; the plain one has 6. Linux and macOS.
 """
 
-import json
-import os
-import platform
 import resource
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from datetime import date
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measuring.reports import RESULTS, save
+from measuring.rounds import compare
+from tqdm import tqdm
 
 from clip_hf.losses import clip_loss
+
+SCALE = torch.tensor(50.0)
 
 
 def peak_megabytes() -> float:
@@ -39,61 +42,59 @@ def matmul_gflops(width: int) -> float:
     return 2 * 1024**2 * width / min(seconds) / 1e9
 
 
-def measure(num_pairs: int, width: int, tile_size: int, repeats: int) -> dict[str, object]:
-    """Best time and peak memory of the loss and its three gradients."""
+def find_loss(way: str) -> Callable[..., Any]:
+    """Returns the loss of two matrices of embeddings and the scale."""
+    if way == "clip_hf":
+        return clip_loss
+    from open_clip import ClipLoss
+
+    return ClipLoss()
+
+
+def measure(way: str, num_pairs: int, width: int) -> dict[str, float]:
+    """Time, memory and floor of a loss and its three gradients."""
     torch.manual_seed(0)
     images, texts = torch.randn(num_pairs, width), torch.randn(num_pairs, width)
     texts.add_(images, alpha=0.3)  # matching pairs have a cosine of about 0.3
-    parts = F.normalize(images, out=images), F.normalize(texts, out=texts), torch.tensor(50.0)
-    inputs = [part.requires_grad_() for part in parts]
-    clip_loss(*torch.randn(2, 64, width, requires_grad=True), torch.tensor(50.0), 32).backward()  # loads the kernels
-    gflops, seconds, before = [matmul_gflops(width)], [], peak_megabytes()
-    for _ in range(repeats):
-        for part in inputs:
-            part.grad = None
-        start = time.perf_counter()
-        clip_loss(*inputs, tile_size).backward()
-        seconds.append(time.perf_counter() - start)
-        gflops.append(matmul_gflops(width))
-    floor = 8 * num_pairs**2 * width / max(gflops) / 1e9
-    return {
-        "seconds": round(min(seconds), 3),
-        "matmul_floor_seconds": round(floor, 3),
-        "times_matmul_floor": round(min(seconds) / floor, 3),
-        "peak_megabytes_above_inputs": round(peak_megabytes() - before),
-        "all_seconds": [round(one, 3) for one in seconds],
-        "all_matmul_gflops": [round(one, 1) for one in gflops],
-    }
+    inputs = [part.requires_grad_() for part in (F.normalize(images, out=images), F.normalize(texts, out=texts))]
+    loss, scale = find_loss(way), SCALE.clone().requires_grad_()
+    for some in (64, 1500):  # loads the kernels of either form
+        loss(*torch.randn(2, some, width, requires_grad=True), scale).backward()
+    before, first_rate = peak_megabytes(), matmul_gflops(width)
+    start = time.perf_counter()
+    loss(*inputs, scale).backward()
+    seconds, rate = time.perf_counter() - start, max(first_rate, matmul_gflops(width))
+    return {"seconds": seconds, "megabytes": peak_megabytes() - before, "floor": 8 * num_pairs**2 * width / rate / 1e9}
+
+
+def compare_losses(num_pairs: int, args: Namespace) -> dict[str, Any]:
+    """Returns one case: the losses of one number of pairs."""
+    ways = ["clip_hf", *(["open_clip"] if args.open_clip and num_pairs <= args.max_open_clip_pairs else [])]
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    for way in tqdm(ways * args.repeats, desc=f"{num_pairs} pairs", leave=False):
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            runs[way].append(pool.submit(measure, way, num_pairs, args.width).result())
+    seconds = {way: [run["seconds"] for run in runs[way]] for way in ways}
+    seconds["floor"] = [run["floor"] for run in runs["clip_hf"]]
+    memory = {way: round(max(run["megabytes"] for run in runs[way])) for way in ways}
+    floor = "8 x num_pairs^2 x width flops by torch.matmul"
+    return compare(
+        f"{num_pairs:,} pairs", seconds, num_pairs, target=1.0, floor=floor, peak_megabytes_above_inputs=memory
+    )
 
 
 def main() -> None:
-    """Measures each batch size in each way, prints and saves the numbers."""
+    """Measures each number of pairs in each way, prints and saves."""
     parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--num_pairs", type=int, nargs="+", default=[8192, 32768], help="pairs in the batch")
+    parser.add_argument("--num_pairs", type=int, nargs="+", default=[4096, 8192, 16384, 32768], help="in the batch")
     parser.add_argument("--width", type=int, default=512, help="width of the joint embedding space")
-    parser.add_argument("--tile_size", type=int, default=1024, help="side of a tile")
-    parser.add_argument("--repeats", type=int, default=5, help="the best of so many is reported")
-    parser.add_argument("--max_plain_pairs", type=int, default=8192, help="largest batch for the plain matrix")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "contrastive_loss.json")
+    parser.add_argument("--repeats", type=int, default=3, help="turns of each way")
+    parser.add_argument("--max_open_clip_pairs", type=int, default=16384, help="32,768 would take 16 GB")
+    parser.add_argument("--no_open_clip", dest="open_clip", action="store_false", help="measure ours alone")
+    parser.add_argument("--output", type=Path, default=RESULTS / "contrastive_loss.json", help="JSON file to write")
     args = parser.parse_args()
-    report = {
-        "date": date.today().isoformat(),
-        "hardware": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors",
-        "load_average": os.getloadavg(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "width": args.width,
-        "results": [],
-    }
-    for num_pairs in args.num_pairs:
-        ways = {"tiled": args.tile_size} | ({"plain": num_pairs} if num_pairs <= args.max_plain_pairs else {})
-        for way, tile_size in ways.items():
-            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                measured = pool.submit(measure, num_pairs, args.width, tile_size, args.repeats).result()
-            report["results"].append({"num_pairs": num_pairs, "way": way, "tile_size": tile_size, **measured})
-            print(json.dumps(report["results"][-1]), flush=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(report, indent=2) + "\n")
+    cases = [compare_losses(num_pairs, args) for num_pairs in args.num_pairs]
+    save(args.output, "Contrastive loss", "pairs", args, cases)
 
 
 if __name__ == "__main__":

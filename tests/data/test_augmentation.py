@@ -9,9 +9,17 @@ from PIL import Image, ImageEnhance
 from PIL.JpegImagePlugin import JpegImageFile
 
 from clip_hf import ClipHfImageProcessor, ClipHfProcessor
-from clip_hf.data.augmentation import Augmentation, jitter_colours, random_box, random_crop, training_pixels, turn_hue
+from clip_hf.data.augmentation import (
+    Augmentation,
+    jitter_colours,
+    random_box,
+    random_square,
+    training_pixels,
+    turn_hue,
+)
 from clip_hf.data.collator import ImageTextPairs
 from clip_hf.model.image_decoding_clip_hf import ImageDecodingError
+from clip_hf.model.image_processing_clip_hf import resized_size
 
 SIZE = 32
 
@@ -83,11 +91,23 @@ def test_evaluation_decodes_large_photos_whole(large_photo, image_processor, sma
     assert np.array_equal(as_image(pairs[0]["pixel_values"]), exact)
 
 
-def test_random_crop_reaches_every_corner():
-    pixels = torch.arange(12).view(1, 3, 4)
+def test_random_square_reaches_every_corner():
     rng = random.Random(0)
-    corners = {random_crop(pixels, 2, rng)[0, 0, 0].item() for _ in range(100)}
-    assert corners == {0, 1, 2, 4, 5, 6}
+    boxes = {random_square((8, 6), (4, 3), 2, rng) for _ in range(100)}
+    assert boxes == {(left, top, left + 4, top + 4) for left in (0, 2, 4) for top in (0, 2)}
+
+
+@pytest.mark.parametrize("size", [(101, 77), (333, 500), (40, 30), (32, 32), (33, 999)])
+def test_a_random_square_holds_the_pixels_of_the_whole_resized_image(size, image_processor):
+    image = noise(*reversed(size))
+    resized = resized_size(size, image_processor.size)
+    whole_pixels = np.asarray(image.resize(resized, Image.Resampling.BICUBIC)).astype(int)
+    for seed in range(20):
+        box = random_square(size, resized, SIZE, random.Random(seed))
+        left, top = round(box[0] * resized[0] / size[0]), round(box[1] * resized[1] / size[1])
+        expected = whole_pixels[top : top + SIZE, left : left + SIZE]
+        difference = np.abs(np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box)) - expected)
+        assert difference.max() <= 1 and difference.mean() < 0.01
 
 
 def test_flips_mirror_the_crop(image_processor):

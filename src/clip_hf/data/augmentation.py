@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
 from clip_hf.model.image_decoding_clip_hf import ImageSource, decode_image
+from clip_hf.model.image_processing_clip_hf import resized_size
 
 _RATIOS = (3 / 4, 4 / 3)
 _NUM_CROP_ATTEMPTS = 10
@@ -80,37 +81,42 @@ def training_pixels(
     shorter = max(processor.size.get("shortest_edge") or 0, size)
     if augmentation.crop_scale is None:
         rgb = decode_image(image, name=name, minimum_size=shorter)
-        pixels = random_crop(resized_pixels(rgb, processor), size, rng)
+        box = random_square(rgb.size, resized_size(rgb.size, processor.size), size, rng)
     else:
         least = math.ceil(size / math.sqrt(augmentation.crop_scale[0]))
         rgb = decode_image(image, name=name, minimum_size=least)
         box = random_box(rgb.size, augmentation.crop_scale, rng)
-        pixels = _to_pixels(rgb.resize((size, size), processor.resample, box))
-    return _change(pixels, augmentation, rng)
+    return _change(_to_pixels(rgb.resize((size, size), processor.resample, box)), augmentation, rng)
 
 
-def resized_pixels(image: Any, processor: BaseImageProcessor, centre_crop: bool = False) -> Tensor:
-    """Returns an image as the processor resizes it, in uint8.
+def evaluation_pixels(image: Any, processor: BaseImageProcessor) -> Tensor:
+    """Returns an image as the processor resizes and crops it, in uint8.
 
     Args:
         image: whatever the processor takes.
-        processor: has size and filter.
-        centre_crop: also cut out its centre.
+        processor: has sizes and filter.
     """
-    options = {"do_rescale": False, "do_normalize": False, "do_center_crop": centre_crop, "return_tensors": "pt"}
-    return processor(image, **options)["pixel_values"][0]
+    return processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
 
 
-def random_crop(pixels: Tensor, size: int, rng: random.Random) -> Tensor:
-    """Returns a random square of a picture.
+def random_square(
+    size: tuple[int, int], resized: tuple[int, int], side: int, rng: random.Random
+) -> tuple[float, float, float, float]:
+    """Returns left, top, right and bottom, in an image, of a random square of that image resized.
+
+    To resize this part alone gives the pixels of the whole resized image, without those that are cut off.
 
     Args:
-        pixels: (3, H, W), neither side smaller than the square.
-        size: side of the square in pixels.
+        size: width and height of the image in pixels.
+        resized: the same after resizing, neither smaller than the square.
+        side: of the square in resized pixels.
         rng: draws the place.
     """
-    top, left = (rng.randint(0, side - size) for side in pixels.shape[-2:])
-    return pixels[:, top : top + size, left : left + size]
+    top, left = (rng.randint(0, length - side) for length in reversed(resized))
+    scale_x, scale_y = size[0] / resized[0], size[1] / resized[1]
+    # Within the image in spite of rounding.
+    right, bottom = min((left + side) * scale_x, size[0]), min((top + side) * scale_y, size[1])
+    return left * scale_x, top * scale_y, right, bottom
 
 
 def random_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:

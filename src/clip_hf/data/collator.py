@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
-from clip_hf.data.augmentation import Augmentation, resized_pixels, training_pixels
+from clip_hf.data.augmentation import Augmentation, evaluation_pixels, training_pixels
 from clip_hf.data.sources import Examples, captions_of
 
 
@@ -60,7 +60,7 @@ class ImageTextPairs(Dataset):
         if not captions:
             raise ValueError(f"{name} has no caption")
         if self.mode == "evaluation":
-            pixels = resized_pixels(image, self.image_processor, centre_crop=True)
+            pixels = evaluation_pixels(image, self.image_processor)
             return {"pixel_values": pixels, "text": captions[0], "sample_id": name}
         rng = random.Random(f"{self.seed} {self.epoch} {index}")
         pixels = training_pixels(image, name, self.image_processor, Augmentation(), rng)

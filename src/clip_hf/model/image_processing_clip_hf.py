@@ -151,7 +151,7 @@ class ClipHfImageProcessor(BaseImageProcessor):
     def process_image(self, image: Any, name: str, **options: Any) -> Tensor:
         """Returns one image as (3, H, W): float32 if it is normalised, else uint8."""
         rgb = decode_source(image, name, options["input_data_format"])
-        resized = _resized_size(rgb.size, options["size"]) if options["do_resize"] else rgb.size
+        resized = resized_size(rgb.size, options["size"]) if options["do_resize"] else rgb.size
         box = _centre_box(resized, options["crop_size"]) if options["do_center_crop"] else (0, 0, *resized)
         pixels = self._resize_and_crop(rgb, resized, box, options["resample"], options["device"])
         if not options["do_normalize"]:
@@ -313,7 +313,7 @@ def _gather(pixels: list[Tensor], return_tensors: str | None) -> Tensor | np.nda
     return batch if return_tensors == "pt" else batch.cpu().numpy()
 
 
-def _resized_size(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
     """(width, height) after the resize; the longer side is rounded down, as in torchvision's `Resize`."""
     if target.shortest_edge is None:
         return target.width, target.height
