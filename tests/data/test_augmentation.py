@@ -19,7 +19,6 @@ from clip_hf.data.augmentation import (
 )
 from clip_hf.data.collator import ImageTextPairs
 from clip_hf.model.image_decoding_clip_hf import ImageDecodingError
-from clip_hf.model.image_processing_clip_hf import resized_size
 
 SIZE = 32
 
@@ -37,19 +36,25 @@ def as_image(pixels) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
+def is_close(pixels, expected) -> bool:
+    """Whether bytes are at most 1 apart, and nearly all equal."""
+    difference = np.abs(np.asarray(pixels).astype(int) - np.asarray(expected).astype(int))
+    return difference.max() <= 1 and difference.mean() < 0.02
+
+
 def prepared(image, image_processor, seed=0, **options):
     return training_pixels(image, "it", image_processor, Augmentation(**options), random.Random(seed))
 
 
 def test_by_default_a_random_square_of_the_resized_image_is_cut_out(image_processor):
-    """Equal to Pillow's resize of the whole image and a crop, wherever the image is not decoded at a reduced size."""
+    """Within 1/255 of Pillow's resize of the whole image and a crop, unless the image is decoded at a reduced size."""
     image = noise(50, 100)
     resized = np.asarray(image.resize((64, SIZE), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     lefts = set()
     for seed in range(100):
         pixels = prepared(image, image_processor, seed)
         assert pixels.dtype == torch.uint8 and pixels.is_contiguous()
-        lefts.update(left for left in range(33) if np.array_equal(pixels, resized[:, :, left : left + SIZE]))
+        lefts.update(left for left in range(33) if is_close(pixels, resized[:, :, left : left + SIZE]))
     assert len(lefts) > 25 and {0, 32} <= lefts
 
 
@@ -93,21 +98,8 @@ def test_evaluation_decodes_large_photos_whole(large_photo, image_processor, sma
 
 def test_random_square_reaches_every_corner():
     rng = random.Random(0)
-    boxes = {random_square((8, 6), (4, 3), 2, rng) for _ in range(100)}
-    assert boxes == {(left, top, left + 4, top + 4) for left in (0, 2, 4) for top in (0, 2)}
-
-
-@pytest.mark.parametrize("size", [(101, 77), (333, 500), (40, 30), (32, 32), (33, 999)])
-def test_a_random_square_holds_the_pixels_of_the_whole_resized_image(size, image_processor):
-    image = noise(*reversed(size))
-    resized = resized_size(size, image_processor.size)
-    whole_pixels = np.asarray(image.resize(resized, Image.Resampling.BICUBIC)).astype(int)
-    for seed in range(20):
-        box = random_square(size, resized, SIZE, random.Random(seed))
-        left, top = round(box[0] * resized[0] / size[0]), round(box[1] * resized[1] / size[1])
-        expected = whole_pixels[top : top + SIZE, left : left + SIZE]
-        difference = np.abs(np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box)) - expected)
-        assert difference.max() <= 1 and difference.mean() < 0.01
+    squares = {random_square((4, 3), 2, rng) for _ in range(100)}
+    assert squares == {(left, top, left + 2, top + 2) for left in (0, 1, 2) for top in (0, 1)}
 
 
 def test_flips_mirror_the_crop(image_processor):
@@ -150,7 +142,7 @@ def test_a_random_resized_crop_is_resized_to_the_image_size(image_processor):
     image = noise(50, 100)
     pixels = prepared(image, image_processor, crop_scale=(0.3, 0.5))
     box = random_box((100, 50), (0.3, 0.5), random.Random(0))
-    assert np.array_equal(as_image(pixels), image.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box))
+    assert is_close(as_image(pixels), image.crop(box).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
     assert prepared(image, image_processor, crop_scale=(1, 1)).shape == (3, SIZE, SIZE)
 
 

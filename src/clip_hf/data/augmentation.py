@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
 from clip_hf.model.image_decoding_clip_hf import ImageSource, decode_image
-from clip_hf.model.image_processing_clip_hf import resized_size
+from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessorTorch, resized_size
 
 _RATIOS = (3 / 4, 4 / 3)
 _NUM_CROP_ATTEMPTS = 10
+RESIZER = ClipHfImageProcessorTorch()
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def training_pixels(
 ) -> Tensor:
     """Returns the pixels of a training image, (3, S, S) in uint8.
 
-    Large files are decoded at a reduced size, as `decode_image` says. Evaluation never does that.
+    Large files are decoded at a reduced size, as `decode_image` says, and torch resizes, which is faster than Pillow
+    and differs from it by what `ClipHfImageProcessorTorch` says. Evaluation does neither.
 
     Args:
         image: whatever can be decoded.
@@ -77,16 +79,18 @@ def training_pixels(
     Raises:
         ImageDecodingError: the image is broken.
     """
-    size = processor.crop_size["height"]
-    shorter = max(processor.size.get("shortest_edge") or 0, size)
+    side = processor.crop_size["height"]
     if augmentation.crop_scale is None:
+        shorter = max(processor.size.get("shortest_edge") or 0, side)
         rgb = decode_image(image, name=name, minimum_size=shorter)
-        box = random_square(rgb.size, resized_size(rgb.size, processor.size), size, rng)
+        resized = resized_size(rgb.size, processor.size)
+        square = random_square(resized, side, rng)
     else:
-        least = math.ceil(size / math.sqrt(augmentation.crop_scale[0]))
+        least = math.ceil(side / math.sqrt(augmentation.crop_scale[0]))
         rgb = decode_image(image, name=name, minimum_size=least)
-        box = random_box(rgb.size, augmentation.crop_scale, rng)
-    return _change(_to_pixels(rgb.resize((size, size), processor.resample, box)), augmentation, rng)
+        rgb = rgb.crop(random_box(rgb.size, augmentation.crop_scale, rng))
+        resized, square = (side, side), (0, 0, side, side)
+    return _change(RESIZER.resize_and_crop(rgb, resized, square, processor.resample), augmentation, rng)
 
 
 def evaluation_pixels(image: Any, processor: BaseImageProcessor) -> Tensor:
@@ -99,24 +103,16 @@ def evaluation_pixels(image: Any, processor: BaseImageProcessor) -> Tensor:
     return processor(image, do_rescale=False, do_normalize=False, return_tensors="pt")["pixel_values"][0]
 
 
-def random_square(
-    size: tuple[int, int], resized: tuple[int, int], side: int, rng: random.Random
-) -> tuple[float, float, float, float]:
-    """Returns left, top, right and bottom, in an image, of a random square of that image resized.
-
-    To resize this part alone gives the pixels of the whole resized image, without those that are cut off.
+def random_square(size: tuple[int, int], side: int, rng: random.Random) -> tuple[int, int, int, int]:
+    """Returns left, top, right and bottom of a random square of an image.
 
     Args:
-        size: width and height of the image in pixels.
-        resized: the same after resizing, neither smaller than the square.
-        side: of the square in resized pixels.
+        size: width and height of the image in pixels, neither smaller than the square.
+        side: of the square in pixels.
         rng: draws the place.
     """
-    top, left = (rng.randint(0, length - side) for length in reversed(resized))
-    scale_x, scale_y = size[0] / resized[0], size[1] / resized[1]
-    # Within the image in spite of rounding.
-    right, bottom = min((left + side) * scale_x, size[0]), min((top + side) * scale_y, size[1])
-    return left * scale_x, top * scale_y, right, bottom
+    top, left = (rng.randint(0, length - side) for length in reversed(size))
+    return left, top, left + side, top + side
 
 
 def random_box(size: tuple[int, int], scale: tuple[float, float], rng: random.Random) -> tuple[int, int, int, int]:

@@ -153,7 +153,7 @@ class ClipHfImageProcessor(BaseImageProcessor):
         rgb = decode_source(image, name, options["input_data_format"])
         resized = resized_size(rgb.size, options["size"]) if options["do_resize"] else rgb.size
         box = _centre_box(resized, options["crop_size"]) if options["do_center_crop"] else (0, 0, *resized)
-        pixels = self._resize_and_crop(rgb, resized, box, options["resample"], options["device"])
+        pixels = self.resize_and_crop(rgb, resized, box, options["resample"], options["device"])
         if not options["do_normalize"]:
             return pixels
         # A division by 255.0, as torchvision's ToTensor does it: to multiply by 1/255 differs in the last bit.
@@ -164,13 +164,13 @@ class ClipHfImageProcessor(BaseImageProcessor):
         )
         return values.sub_(mean).div_(std)
 
-    def _resize_and_crop(
+    def resize_and_crop(
         self,
         image: Image.Image,
         resized: tuple[int, int],
         box: tuple[int, int, int, int],
         resample: int,
-        device: str | torch.device | None,
+        device: str | torch.device | None = None,
     ) -> Tensor:
         """Returns uint8 (3, bottom - top, right - left): the box of the image resized to (width, height)."""
         if math.prod(resized) > LARGEST_RESIZE:
@@ -201,16 +201,17 @@ class ClipHfImageProcessorTorch(ClipHfImageProcessor):
         """What resizes the images."""
         return "torch"
 
-    def _resize_and_crop(
+    def resize_and_crop(
         self,
         image: Image.Image,
         resized: tuple[int, int],
         box: tuple[int, int, int, int],
         resample: int,
-        device: str | torch.device | None,
+        device: str | torch.device | None = None,
     ) -> Tensor:
+        """Returns uint8 (3, bottom - top, right - left): the box of the image resized to (width, height)."""
         if resample not in _TORCH_MODES or math.prod(resized) > LARGEST_RESIZE or _is_tall(image, resized):
-            return super()._resize_and_crop(image, resized, box, resample, device)
+            return super().resize_and_crop(image, resized, box, resample, device)
         pixels = torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)
         if resized != image.size:
             pixels = self._interpolate(pixels[None], resized[::-1], resample)[0]
