@@ -31,7 +31,7 @@ class ModelArguments:
     config: dict | str | None = field(
         default=None, metadata={"help": "Fields of its ClipHfConfig to change, as JSON."}
     )
-    image_size: int | None = field(default=None, metadata={"help": "Side of the pictures in pixels, if another."})
+    image_size: int | None = field(default=None, metadata={"help": "Side of the images in pixels, if another."})
     tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer's folder; by default, one is trained."})
     vocab_size: int = field(default=49_408, metadata={"help": "Most entries of a tokenizer that is trained."})
 

@@ -44,7 +44,7 @@ def test_any_width_of_the_mlp_survives_open_clips_ratio(intermediate_size):
     assert again.vision_config.num_attention_heads == 16
 
 
-def test_open_clips_ways_to_prepare_pictures():
+def test_open_clips_ways_to_prepare_images():
     config = ClipHfConfig.from_architecture("ViT-B/32")
     options = {"size": {"height": 224, "width": 224}, "resample": Image.Resampling.BILINEAR, "image_mean": 0.5}
     content = to_open_clip_config(config, image_processor(config, **options))
@@ -60,9 +60,9 @@ REFUSED = {
     "two activations": ({"text_config": {"hidden_act": "gelu"}}, {}, "quick_gelu and gelu"),
     "epsilon": ({"vision_config": {"layer_norm_eps": 1e-6}}, {}, "layer norms add 1e-5"),
     "end of text": ({"text_config": {"eos_token_id": 5}}, {}, "largest id"),
-    "filter": ({}, {"resample": Image.Resampling.LANCZOS}, "how pictures are prepared"),
-    "larger resize": ({}, {"size": 256}, "how pictures are prepared"),
-    "no crop": ({}, {"do_center_crop": False}, "how pictures are prepared"),
+    "filter": ({}, {"resample": Image.Resampling.LANCZOS}, "how images are prepared"),
+    "larger resize": ({}, {"size": 256}, "how images are prepared"),
+    "no crop": ({}, {"do_center_crop": False}, "how images are prepared"),
 }
 
 
@@ -83,8 +83,8 @@ def test_neither_open_clip_nor_openai_can_say_everything(case):
         ({"text_config": {"intermediate_size": 100}}, {}, "MLPs of 4 times"),
         ({"text_config": {"num_attention_heads": 4}}, {}, "heads of 64 channels"),
         ({"vision_config": {"num_attention_heads": 4}}, {}, "heads of 64 channels"),
-        ({}, {"image_mean": 0.5}, "prepares pictures in one way"),
-        ({}, {"size": {"height": 224, "width": 224}}, "prepares pictures in one way"),
+        ({}, {"image_mean": 0.5}, "prepares images in one way"),
+        ({}, {"size": {"height": 224, "width": 224}}, "prepares images in one way"),
     ],
 )
 def test_openai_says_less(overrides, options, message):

@@ -68,7 +68,7 @@ def test_truncated_weights(copies, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_picture_in_place_of_weights(copies, layout):
+def test_image_in_place_of_weights(copies, layout):
     path, weights = copies[layout]
     Image.new("RGB", (9, 9)).save(weights, format="PNG")
     with pytest.raises(ValueError, match=f"{weights.name} is damaged or no"):

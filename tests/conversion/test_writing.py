@@ -112,11 +112,11 @@ def test_transformers_opens_its_folder_completely(transformers_folder):
     assert type(AutoModel.from_pretrained(transformers_folder)) is CLIPModel
     processor = CLIPProcessor.from_pretrained(transformers_folder)
     ours = read_checkpoint(str(transformers_folder))
-    picture = Image.linear_gradient("L").convert("RGB").resize((90, 50))
-    inputs = processor(images=picture, text=CAPTIONS, return_tensors="pt", padding=True, truncation=True)
+    image = Image.linear_gradient("L").convert("RGB").resize((90, 50))
+    inputs = processor(images=image, text=CAPTIONS, return_tensors="pt", padding=True, truncation=True)
     assert inputs["input_ids"].tolist() == ours.tokenizer(CAPTIONS, padding=True)["input_ids"]
     torch.testing.assert_close(
-        inputs["pixel_values"], ours.image_processor(picture, return_tensors="pt")["pixel_values"]
+        inputs["pixel_values"], ours.image_processor(image, return_tensors="pt")["pixel_values"]
     )
     assert model.config.text_config.eos_token_id == 529
 

@@ -60,7 +60,7 @@ def test_by_default_a_random_square_of_the_resized_image_is_cut_out(image_proces
 
 @pytest.fixture(scope="module")
 def large_photo(tmp_path_factory) -> bytes:
-    """A smooth picture with some sharp edges, 1600x1200, as a JPEG file."""
+    """A smooth image with some sharp edges, 1600x1200, as a JPEG file."""
     rng = np.random.default_rng(0)
     rough = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
     image = rough.resize((1600, 1200), Image.Resampling.BICUBIC)

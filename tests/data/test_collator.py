@@ -17,7 +17,7 @@ def processor() -> ClipHfProcessor:
 
 @pytest.fixture(scope="module")
 def examples() -> list[dict]:
-    """Wide and tall pictures of noise, with three captions each."""
+    """Wide and tall images of noise, with three captions each."""
     rng = np.random.default_rng(0)
     shapes = [(SIZE, 5 * SIZE, 3), (5 * SIZE, SIZE, 3)]
     images = [Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)) for shape in shapes]

@@ -17,7 +17,7 @@ NUM_SHARDS, SHARD_SIZE = 100, 10_000
 
 @pytest.fixture(scope="module")
 def million(tmp_path_factory) -> str:
-    """100 shards of 10,000 tiny pictures: names of one file."""
+    """100 shards of 10,000 tiny images: names of one file."""
     folder = tmp_path_factory.mktemp("million")
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), "red").save(buffer, "PNG")

@@ -1,4 +1,4 @@
-"""Captioned shapes: the split that nobody can read off single words, and pictures that show what captions say."""
+"""Captioned shapes: the split that nobody can read off single words, and images that show what captions say."""
 
 import colorsys
 import subprocess
@@ -21,7 +21,7 @@ from clip_hf.data.shapes import (
     ZERO_SHOT_TEMPLATES,
     ShapesDataset,
     accuracy,
-    draw_picture,
+    draw_image,
 )
 
 
@@ -31,13 +31,12 @@ def words(combinations):
 
 
 def without_ground(combination, image_size=64):
-    """Where a picture differs from another on the same ground: the pixels (H, W) of the shape, and the picture."""
+    """Where an image differs from another on the same ground: the pixels (H, W) of the shape, and the image."""
     others = [c for c in COMBINATIONS if c[1:] == combination[1:] and c.colour != combination.colour]
-    picture, other = (
-        np.asarray(draw_picture(c, np.random.default_rng(3), image_size), dtype=float)
-        for c in (combination, others[0])
+    image, other = (
+        np.asarray(draw_image(c, np.random.default_rng(3), image_size), dtype=float) for c in (combination, others[0])
     )
-    return np.abs(picture - other).max(axis=-1) > 30, picture
+    return np.abs(image - other).max(axis=-1) > 30, image
 
 
 # The split
@@ -83,14 +82,14 @@ def test_class_names_in_their_templates_are_captions():
         assert {template.format(combination.name) for template in ZERO_SHOT_TEMPLATES} < set(combination.captions)
 
 
-# The pictures
+# The images
 
 
 @pytest.mark.parametrize("colour", COLOURS)
 def test_the_shape_has_its_colour(colour):
     (combination,) = (c for c in COMBINATIONS if c == (colour, "square", "large", "middle"))
-    pixels, picture = without_ground(combination)
-    hue, saturation, _ = colorsys.rgb_to_hsv(*np.median(picture[pixels], axis=0) / 255)
+    pixels, image = without_ground(combination)
+    hue, saturation, _ = colorsys.rgb_to_hsv(*np.median(image[pixels], axis=0) / 255)
     if colour == "white":
         assert saturation < 0.1
     else:
@@ -121,9 +120,9 @@ def test_shapes_differ_by_more_than_their_angle():
         rng = np.random.default_rng(seed)
         first = next(c for c in COMBINATIONS if c == ("red", shape, "large", "middle"))
         state = rng.bit_generator.state
-        picture = np.asarray(draw_picture(combination, rng), dtype=float)
+        image = np.asarray(draw_image(combination, rng), dtype=float)
         rng.bit_generator.state = state
-        return np.abs(picture - np.asarray(draw_picture(first, rng), dtype=float)).max(axis=-1) > 30
+        return np.abs(image - np.asarray(draw_image(first, rng), dtype=float)).max(axis=-1) > 30
 
     names = list(SHAPES)
     for seed in range(5):
@@ -148,7 +147,7 @@ def test_an_example_depends_on_seed_and_index_alone():
     assert int(elsewhere.stdout) == sum(last["image"].tobytes())
 
 
-def test_another_seed_gives_other_pictures_in_another_order():
+def test_another_seed_gives_other_images_in_another_order():
     first, second = ShapesDataset(seed=0), ShapesDataset(seed=1)
     assert [first.combination(i) for i in range(20)] != [second.combination(i) for i in range(20)]
     assert (
@@ -156,7 +155,7 @@ def test_another_seed_gives_other_pictures_in_another_order():
     )
 
 
-def test_an_example_is_a_picture_and_one_of_its_captions():
+def test_an_example_is_a_image_and_one_of_its_captions():
     examples = ShapesDataset(UNSEEN, image_size=32)
     phrasings = set()
     for index in range(len(examples)):

@@ -34,7 +34,7 @@ LAUNCHERS["zero2-alone"] = [*LAUNCHERS["ddp"][:-1], "1"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> dict[str, str]:
-    """The same pictures as a table and as the shards of a stream, one of them broken, and a tokenizer."""
+    """The same images as a table and as the shards of a stream, one of them broken, and a tokenizer."""
     folder = tmp_path_factory.mktemp("data")
     rng, words = np.random.default_rng(0), ("red", "cat", "on", "a", "mat", "dog", "runs")
     samples = []
@@ -43,7 +43,7 @@ def data(tmp_path_factory) -> dict[str, str]:
         Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(path)
         captions = [" ".join(rng.choice(words, size=rng.integers(1, 6))) for _ in range(2)]
         samples.append(Original(image_id=path.stem, file=path, captions=captions))
-    (folder / "07.jpg").write_bytes(b"no picture")
+    (folder / "07.jpg").write_bytes(b"no image")
     ClipHfTokenizer.train(words, vocab_size=560, context_length=16).save_pretrained(folder / "tokenizer")
     return {
         "map": write_source("jsonl", folder / "map", samples),

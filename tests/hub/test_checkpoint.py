@@ -41,12 +41,12 @@ from transformers import (
     pipeline,
 )
 
-picture = Image.linear_gradient("L").convert("RGB")
+image = Image.linear_gradient("L").convert("RGB")
 labels = ["a dog", "a cat", "hot air balloons", "THE END &amp; caf\\u00e9"]
 found = {}
 for source in sources:
     processor = AutoProcessor.from_pretrained(source, **trust)
-    inputs = processor(images=[picture, picture.rotate(90)], text=labels, padding=True, return_tensors="pt")
+    inputs = processor(images=[image, image.rotate(90)], text=labels, padding=True, return_tensors="pt")
     model = AutoModel.from_pretrained(source, **trust)
     zero_shot = AutoModelForZeroShotImageClassification.from_pretrained(source, **trust)
     with torch.no_grad():
@@ -57,7 +57,7 @@ for source in sources:
         "tokenizer": AutoTokenizer.from_pretrained(source, **trust),
         "image_processor": AutoImageProcessor.from_pretrained(source, **trust),
     }
-    pixel_values = parts["image_processor"](picture, return_tensors="pt")["pixel_values"]
+    pixel_values = parts["image_processor"](image, return_tensors="pt")["pixel_values"]
     assert torch.equal(pixel_values[0], inputs["pixel_values"][0])
     assert parts["tokenizer"](labels)["input_ids"] == processor.tokenizer(labels)["input_ids"]
     for part in (model, zero_shot, processor, *parts.values()):
@@ -70,8 +70,8 @@ for source in sources:
         "model_type": parts["config"].model_type,
         "input_ids": inputs["input_ids"].tolist(),
         "logits": output.logits_per_image.tolist(),
-        "labels": {item["label"]: item["score"] for item in classify(picture, candidate_labels=labels)},
-        "image_feature": image_features(picture)[0],
+        "labels": {item["label"]: item["score"] for item in classify(image, candidate_labels=labels)},
+        "image_feature": image_features(image)[0],
         "text_feature_sizes": [len(text_features("a dog")[0]), len(text_features("a dog")[0][0])],
     }
 print(json.dumps(found))

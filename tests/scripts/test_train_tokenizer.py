@@ -76,8 +76,8 @@ def test_a_column_that_is_not_there(tmp_path):
     arguments = ["--data", str(tmp_path / "data.csv"), "--output_dir", str(tmp_path / "out")]
     with pytest.raises(ValueError, match=r"data\.csv has no column of texts \(capt.*\); there are label, name: name"):
         main(arguments)
-    with pytest.raises(ValueError, match=r"data\.csv has no column 'nam'; there are label, name"):
-        main([*arguments, "--text_column", "nam"])
+    with pytest.raises(ValueError, match=r"data\.csv has no column 'names'; there are label, name"):
+        main([*arguments, "--text_column", "names"])
     with pytest.raises(ValueError, match=r"A text must be a string, .* got int: 1"):
         main([*arguments, "--text_column", "label"])
 

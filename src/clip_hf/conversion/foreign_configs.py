@@ -53,10 +53,10 @@ def to_open_clip_config(config: ClipHfConfig, image_processor: ClipHfImageProces
 
     Args:
         config: of the model.
-        image_processor: what its pictures pass through.
+        image_processor: what its images pass through.
 
     Raises:
-        ValueError: OpenCLIP cannot express the model, or not how its pictures are prepared.
+        ValueError: OpenCLIP cannot express the model, or not how its images are prepared.
     """
     preprocessing = _to_preprocess_config(image_processor, config.vision_config.image_size)
     return {"model_cfg": to_open_clip_model_config(config), "preprocess_cfg": preprocessing}
@@ -104,7 +104,7 @@ def require_openai_architecture(config: ClipHfConfig, image_processor: ClipHfIma
         ClipHfImageProcessor(size=vision.image_size, crop_size=vision.image_size), vision.image_size
     )
     found = _to_preprocess_config(image_processor, vision.image_size)
-    _require("openai", f"its code prepares pictures in one way, which is not {found}", found == published)
+    _require("openai", f"its code prepares images in one way, which is not {found}", found == published)
 
 
 def _require_common_traits(layout: Layout, config: ClipHfConfig) -> None:
@@ -115,7 +115,7 @@ def _require_common_traits(layout: Layout, config: ClipHfConfig) -> None:
     _require(layout, f"it has one of quick_gelu and gelu, not {activations}", activations in _ACTIVATIONS)
     _require(layout, "its layer norms add 1e-5", all(tower.layer_norm_eps == 1e-5 for tower in transformers))
     _require(layout, "it reads a text at its largest id", text.eos_token_id == text.vocab_size - 1)
-    _require(layout, "its pictures have three channels", vision.num_channels == 3)
+    _require(layout, "its images have three channels", vision.num_channels == 3)
 
 
 def _to_preprocess_config(image_processor: ClipHfImageProcessor, image_size: int) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _to_preprocess_config(image_processor: ClipHfImageProcessor, image_size: int
     is_usual = all(options[f"do_{step}"] for step in ("resize", "center_crop", "rescale", "normalize"))
     if not (modes and filters and is_usual):
         raise ValueError(
-            f"neither OpenCLIP nor OpenAI can say how pictures are prepared: size {options['size']}, resample "
+            f"neither OpenCLIP nor OpenAI can say how images are prepared: size {options['size']}, resample "
             f"{options['resample']}, or a step left out; they have {open_clip_sizes(image_size)} and {RESAMPLE}"
         )
     statistics = {name: np.broadcast_to(options[f"image_{name}"], 3).tolist() for name in ("mean", "std")}

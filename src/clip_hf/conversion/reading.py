@@ -38,7 +38,7 @@ class Checkpoint:
         layout: whose files it was read from.
         config: of the model.
         weights: every tensor by our names, in the types of the files.
-        image_processor: what its pictures pass through.
+        image_processor: what its images pass through.
         tokenizer: what its texts pass through; None where neither the files nor the caller have one.
     """
 
@@ -174,7 +174,7 @@ def _require_fitting_parts(checkpoint: Checkpoint, source: str) -> None:
     crop_size: Any = checkpoint.image_processor.crop_size
     if checkpoint.image_processor.do_center_crop and crop_size != SizeDict(height=image_size, width=image_size):
         raise ValueError(
-            f"{source}: its image processor makes pictures of {crop_size.height} x {crop_size.width} pixels, its "
+            f"{source}: its image processor makes images of {crop_size.height} x {crop_size.width} pixels, its "
             f"model takes {image_size} x {image_size}: these files do not belong together"
         )
     tokenizer = checkpoint.tokenizer

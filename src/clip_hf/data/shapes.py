@@ -1,7 +1,7 @@
-"""Captioned pictures of coloured shapes, drawn on the fly: data that needs no download.
+"""Captioned images of coloured shapes, drawn on the fly: data that needs no download.
 
-Each picture shows one shape of one colour and size at one position on a shaded, noisy ground, and its caption says
-so. Colours, sizes, positions and angles vary from picture to picture.
+Each image shows one shape of one colour and size at one position on a shaded, noisy ground, and its caption says
+so. Colours, sizes, positions and angles vary from image to image.
 
 A quarter of the combinations is `UNSEEN`, to be left out of training: those whose colour and shape stand at places of
 `COLOURS` and `SHAPES` that add up to a multiple of four. There are no red circles among the `SEEN`, of whatever size
@@ -56,9 +56,9 @@ SHAPES = {
     "heart": _heart(),
     "cross": _cross(0.36),
 }
-# Least and greatest radius, as a share of the picture's side.
+# Least and greatest radius, as a share of the image's side.
 SIZES = {"small": (0.10, 0.13), "large": (0.19, 0.23)}
-# Centre, x and y, as shares of the picture's side.
+# Centre, x and y, as shares of the image's side.
 POSITIONS = {
     "top left": (0.28, 0.28),
     "top right": (0.72, 0.28),
@@ -74,12 +74,12 @@ CAPTIONS = (
 )
 ZERO_SHOT_TEMPLATES = ("a {}", "a picture of a {}")
 
-# A picture is drawn so many times larger and then averaged, for smooth edges.
+# An image is drawn so many times larger and then averaged, for smooth edges.
 OVERSAMPLING = 4
 
 
 class Combination(NamedTuple):
-    """What one picture shows: keys of `COLOURS`, `SHAPES`, `SIZES` and `POSITIONS`."""
+    """What one image shows: keys of `COLOURS`, `SHAPES`, `SIZES` and `POSITIONS`."""
 
     colour: str
     shape: str
@@ -112,11 +112,11 @@ CHANCE |= {part: 1 / len({getattr(one, part) for one in COMBINATIONS}) for part 
 
 
 def accuracy(answers: Sequence[Sequence[Combination]], truths: Sequence[Combination]) -> dict[str, float]:
-    """Returns shares of pictures: named right, right among the first five, each part of the first name right.
+    """Returns shares of images: named right, right among the first five, each part of the first name right.
 
     Args:
-        answers: for each picture at least five combinations, the best first.
-        truths: what the pictures show.
+        answers: for each image at least five combinations, the best first.
+        truths: what the images show.
     """
     pairs = list(zip(answers, truths, strict=True))
     hits = {"top-1": [names[0] == truth for names, truth in pairs]}
@@ -127,17 +127,17 @@ def accuracy(answers: Sequence[Sequence[Combination]], truths: Sequence[Combinat
 
 
 class ShapesDataset(Dataset):
-    """Pictures of some combinations with their captions, each drawn when it is asked for.
+    """Images of some combinations with their captions, each drawn when it is asked for.
 
     An example depends on the seed and on its index alone. The combinations come in rounds, each in an order of its
     own: read in sequence, a batch whose size divides their number never holds one twice, so that all other captions of
-    a batch are wrong for a picture, as the contrastive loss takes them to be.
+    a batch are wrong for an image, as the contrastive loss takes them to be.
 
     Args:
         combinations: what to draw: `SEEN`, `UNSEEN`, `COMBINATIONS` or a part of them.
-        num_examples: length of the data set; one picture of each combination if not given.
+        num_examples: length of the data set; one image of each combination if not given.
         image_size: height and width in pixels, at least 16.
-        seed: another one gives other pictures, in another order.
+        seed: another one gives other images, in another order.
 
     Raises:
         ValueError: there are no combinations, no examples, or too few pixels.
@@ -174,10 +174,10 @@ class ShapesDataset(Dataset):
         combination = self.combination(index)
         rng = np.random.default_rng((self.seed, 1, index))
         text = combination.captions[rng.integers(len(CAPTIONS))]
-        return {"image": draw_picture(combination, rng, self.image_size), "text": text}
+        return {"image": draw_image(combination, rng, self.image_size), "text": text}
 
     def combination(self, index: int) -> Combination:
-        """Returns what the picture of an index shows.
+        """Returns what the image of an index shows.
 
         Raises:
             IndexError: the index is not in [0, num_examples).
@@ -189,8 +189,8 @@ class ShapesDataset(Dataset):
         return self.combinations[order[place]]
 
 
-def draw_picture(combination: Combination, rng: np.random.Generator, image_size: int = 64) -> Image.Image:
-    """Returns a picture in RGB of a combination; no two are alike.
+def draw_image(combination: Combination, rng: np.random.Generator, image_size: int = 64) -> Image.Image:
+    """Returns an image in RGB of a combination; no two are alike.
 
     Args:
         combination: what to draw.

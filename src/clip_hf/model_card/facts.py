@@ -33,7 +33,7 @@ class ModelCardFacts:
         summary: what the model is, in a sentence or two.
         training: lines of the table on training: name and value.
         num_pairs_seen: pairs of training, repetitions included.
-        curves: name of the picture of the training curves, a file beside the page.
+        curves: name of the image of the training curves, a file beside the page.
         evaluation_set: `type` (a data set on the Hub, or the format of its files), `name` and perhaps `split` of the
             pairs that training evaluated on.
         evaluations: what was measured or published, values in [0, 1].
@@ -184,7 +184,7 @@ def facts_of_training(results: dict[str, Any], evaluation_set: dict[str, str]) -
         EvalResult(
             task_type=RETRIEVAL,
             dataset_type=evaluation_set.get("type", "imagefolder"),
-            dataset_name=evaluation_set.get("name", "evaluation set of the training, one text a picture"),
+            dataset_name=evaluation_set.get("name", "evaluation set of the training, one text an image"),
             dataset_split=evaluation_set.get("split"),
             metric_type=f"recall_at_{match[2]}",
             metric_name=f"{match[1]} R@{match[2]}",

@@ -23,7 +23,7 @@ TITLES = {ZERO_SHOT: "Zero-shot classification", RETRIEVAL: "Retrieval"}
 
 
 def measure_sizes(config: ClipHfConfig) -> dict[str, dict[str, int]]:
-    """Returns the parameters of each tower and of the whole model, and the FLOPs of one picture and of one text.
+    """Returns the parameters of each tower and of the whole model, and the FLOPs of one image and of one text.
 
     FLOPs are those of matrix products and convolutions, two for a multiplication and its addition, and for a text of
     full length. The model is built on the meta device: nothing is computed, and it takes no memory.
