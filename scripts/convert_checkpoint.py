@@ -14,7 +14,7 @@ import torch
 from clip_hf.conversion.checking import Files, compare
 from clip_hf.conversion.layouts import LAYOUTS
 from clip_hf.conversion.reading import read_checkpoint, round_weights
-from clip_hf.conversion.writing import MAX_SHARD_SIZE, new_target, write_checkpoint
+from clip_hf.conversion.writing import MAX_SHARD_SIZE, is_openai_vocabulary, new_target, write_checkpoint
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -59,7 +59,9 @@ def main(args: list[str] | None = None) -> None:
     print(f"source     {arguments.source} ({checkpoint.layout})")
     print(f"target     {arguments.target} ({arguments.to}), {num_values:,} values, {dtype_name}")
     print(f"features   {comparison}")
-    if arguments.to == "openai":
+    if arguments.to == "openai" and checkpoint.tokenizer and not is_openai_vocabulary(checkpoint.tokenizer):
+        print("tokenizer  left behind: OpenAI's code brings its own, which gives this model's texts other ids. Keep it")
+    elif arguments.to == "openai":
         print("tokenizer  OpenAI's code brings its own; so it does for the preprocessing")
     elif checkpoint.tokenizer is None:
         print("tokenizer  none: the source has none. Give one with --tokenizer (OpenAI's, for the released models)")

@@ -61,6 +61,12 @@ def test_to_openai_says_that_tokenizer_and_preprocessing_are_the_codes(main, pat
     assert ClipHfModel.from_openai(tmp_path / "clip.pt").dtype == torch.float16
 
 
+def test_to_openai_says_that_a_vocabulary_of_ones_own_stays_behind(main, paths, tmp_path, capsys):
+    small_tokenizer().save_pretrained(tmp_path / "own")
+    main([str(paths["transformers"]), str(tmp_path / "clip.pt"), "--to", "openai", "--tokenizer", str(tmp_path / "own")])
+    assert "tokenizer  left behind" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_dtype(main, paths, tmp_path, dtype, capsys):
     main([str(paths["transformers"]), str(tmp_path / "clip"), "--to", "clip_hf", "--dtype", dtype])
