@@ -59,10 +59,11 @@ def main(args: list[str] | None = None) -> None:
     print(f"source     {arguments.source} ({checkpoint.layout})")
     print(f"target     {arguments.target} ({arguments.to}), {num_values:,} values, {dtype_name}")
     print(f"features   {comparison}")
-    if arguments.to == "openai" and checkpoint.tokenizer and not is_openai_vocabulary(checkpoint.tokenizer):
-        print("tokenizer  left behind: OpenAI's code brings its own, which gives this model's texts other ids. Keep it")
-    elif arguments.to == "openai":
+    if arguments.to == "openai":
+        is_theirs = checkpoint.tokenizer is None or is_openai_vocabulary(checkpoint.tokenizer)
         print("tokenizer  OpenAI's code brings its own; so it does for the preprocessing")
+        if not is_theirs:
+            print("           its vocabulary gives other ids than this model's: keep the source's tokenizer")
     elif checkpoint.tokenizer is None:
         print("tokenizer  none: the source has none. Give one with --tokenizer (OpenAI's, for the released models)")
 

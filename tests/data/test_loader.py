@@ -10,7 +10,9 @@ import torch
 from clip_hf.data.broken_samples import TooManyBrokenSamplesError
 from clip_hf.data.sources import open_source
 from clip_hf.data.training_pairs import TrainingPairs
+from clip_hf.distributed import all_gather, rank, world_size
 from tests.data.source_kinds import write_rows, write_source
+from tests.ranks import run_on_ranks
 
 
 @pytest.fixture(params=["map", "stream", "weighted"])
@@ -288,6 +290,18 @@ def test_no_batch_of_all_processes_has_an_image_twice(world_size, twins):
     for rank in range(world_size):
         seen = [id_ for batch in together[rank] for id_ in batch["sample_ids"]]
         assert len(set(seen)) > 10, "and none is starved"
+
+
+def take_on_rank(pairs) -> list[list[str]]:
+    loader = pairs.loader(4, rank=rank(), world_size=world_size(), num_workers=1, gather=all_gather)
+    return [batch["sample_ids"] for batch in take(loader, 9)]
+
+
+@pytest.mark.slow
+def test_processes_gather_as_threads_do(twins):
+    expected, _ = take_together(twins, 2, 9)
+    found = run_on_ranks(take_on_rank, 2, twins)
+    assert found == [[batch["sample_ids"] for batch in batches] for batches in expected]
 
 
 def test_processes_that_know_of_each_other_go_on_where_they_were(twins):
