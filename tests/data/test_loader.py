@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from clip_hf import distributed
 from clip_hf.data.broken_samples import TooManyBrokenSamplesError
 from clip_hf.data.sources import open_source
 from clip_hf.data.training_pairs import TrainingPairs
-from clip_hf.distributed import all_gather, rank, world_size
 from tests.data.source_kinds import write_rows, write_source
 from tests.ranks import run_on_ranks
 
@@ -293,7 +293,8 @@ def test_no_batch_of_all_processes_has_an_image_twice(world_size, twins):
 
 
 def take_on_rank(pairs) -> list[list[str]]:
-    loader = pairs.loader(4, rank=rank(), world_size=world_size(), num_workers=1, gather=all_gather)
+    ranks = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = pairs.loader(4, **ranks, num_workers=1, gather=distributed.all_gather)
     return [batch["sample_ids"] for batch in take(loader, 9)]
 
 
