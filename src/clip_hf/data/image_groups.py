@@ -1,9 +1,14 @@
-"""Rows that name the same image, found by its id."""
+"""Rows, and samples of several processes, that name the same image, found by its id."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
+
+ImageKey = tuple[int, str | int]
+"""An image: the number of its source, and its name or number in it."""
 
 
 class ImageGroups(Sequence[Sequence[int]]):
@@ -38,3 +43,25 @@ class ImageGroups(Sequence[Sequence[int]]):
 
     def __getitem__(self, index: int) -> list[int]:  # type: ignore[override]
         return self.rows[self.starts[index] : self.starts[index + 1]].tolist()
+
+
+def find_twins(
+    images: Collection[ImageKey], gather: Callable[[Tensor], Tensor], rank: int, world_size: int
+) -> tuple[bool, list[ImageKey]]:
+    """Returns whether any process has images that one before it has as well, and which this one has.
+
+    Args:
+        images: of this process, as many as each of the others has.
+        gather: returns the tensors (B,) of all processes as one (world_size * B,).
+        rank: of this process.
+        world_size: number of processes.
+    """
+    # Names of any length cannot be gathered, and Python's own hashes differ from process to process.
+    names = (hashlib.blake2b(repr(image).encode(), digest_size=8).digest() for image in images)
+    own = {int.from_bytes(name, signed=True): image for name, image in zip(names, images, strict=True)}
+    seen: set[int] = set()
+    twins: list[set[int]] = []
+    for digests in gather(torch.tensor(list(own))).view(world_size, -1).tolist():
+        twins.append(seen.intersection(digests))
+        seen.update(digests)
+    return any(twins), [own[digest] for digest in twins[rank]]

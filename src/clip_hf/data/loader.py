@@ -7,8 +7,7 @@ whatever the workers have prepared ahead.
 Shapes: B batch, S image size in pixels, L tokens.
 """
 
-import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clip_hf.data.broken_samples import BrokenSamples
+from clip_hf.data.image_groups import ImageKey, find_twins
 from clip_hf.data.order import Share
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class PairLoader:
         return 0 if left < self.batch_size and self.drop_last else min(left, self.batch_size)
 
     def _take(self, results: Iterator[Pair | BrokenPair], size: int) -> list[Pair]:
-        pairs: dict[_ImageKey, Pair] = {}
+        pairs: dict[ImageKey, Pair] = {}
         last = self._turn + size + 2 * len(self.dataset) // self._share.world_size
         is_settled = False
         while not is_settled:
@@ -196,16 +196,14 @@ class PairLoader:
             is_settled = self._gather is None or not self._leave_to_others(pairs, self._gather)
         return list(pairs.values())
 
-    def _leave_to_others(self, pairs: "dict[_ImageKey, Pair]", gather: Callable[[Tensor], Tensor]) -> bool:
+    def _leave_to_others(self, pairs: dict[ImageKey, Pair], gather: Callable[[Tensor], Tensor]) -> bool:
         """Takes out what processes of lower rank have as well; returns whether any process had to."""
-        is_any, twins = _twins(pairs, gather, self._share.rank, self._share.world_size)
+        is_any, twins = find_twins(pairs, gather, self._share.rank, self._share.world_size)
         for image in twins:
             del pairs[image]
         return is_any
 
-    def _fill(
-        self, pairs: "dict[_ImageKey, Pair]", results: Iterator[Pair | BrokenPair], size: int, last: int
-    ) -> None:
+    def _fill(self, pairs: dict[ImageKey, Pair], results: Iterator[Pair | BrokenPair], size: int, last: int) -> None:
         """Adds pairs of other images until there are enough."""
         while len(pairs) < size:
             if self._turn > last:
@@ -293,31 +291,6 @@ class PairLoader:
                     f"the data is not that of the checkpoint: {name} was {first['data'][name]} and is {value}. "
                     "Restore it, or start a new run from the checkpoint's weights"
                 )
-
-
-_ImageKey = tuple[int, str | int]  # source and image
-
-
-def _twins(
-    images: Collection[_ImageKey], gather: Callable[[Tensor], Tensor], rank: int, world_size: int
-) -> tuple[bool, list[_ImageKey]]:
-    """Returns whether any process has images that one before it has as well, and which this one has.
-
-    Args:
-        images: of this process, as many as each of the others has.
-        gather: as of `PairLoader`.
-        rank: of this process.
-        world_size: number of processes.
-    """
-    # Names of any length cannot be gathered, and Python's own hashes differ from process to process.
-    names = (hashlib.blake2b(repr(image).encode(), digest_size=8).digest() for image in images)
-    own = {int.from_bytes(name, signed=True): image for name, image in zip(names, images, strict=True)}
-    seen: set[int] = set()
-    twins: list[set[int]] = []
-    for digests in gather(torch.tensor(list(own))).view(world_size, -1).tolist():
-        twins.append(seen.intersection(digests))
-        seen.update(digests)
-    return any(twins), [own[digest] for digest in twins[rank]]
 
 
 class _Turns(Sampler):
