@@ -5,8 +5,6 @@ their gradients. The floor is the time that torch.matmul takes, beside each loss
 of the tiled loss; the plain one has 6. Linux and macOS.
 """
 
-import resource
-import sys
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable
@@ -17,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from measuring.memory import peak_megabytes
 from measuring.reports import RESULTS, save
 from measuring.rounds import compare
 from tqdm import tqdm
@@ -24,11 +23,6 @@ from tqdm import tqdm
 from clip_hf.losses import clip_loss
 
 SCALE = torch.tensor(50.0)
-
-
-def peak_megabytes() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e6 / 1024)
 
 
 def matmul_gflops(width: int) -> float:

@@ -6,7 +6,6 @@ OpenCLIP pads every caption to 77 tokens, transformers each batch to its longest
 """
 
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,12 @@ from measuring.captions import CAPTIONS_HELP, default_captions, read_captions
 from measuring.floors import floor_of
 from measuring.reports import RESULTS, save
 from measuring.rounds import compare, take_turns
-from torch import Tensor, nn
+from measuring.steps import stepper
+from torch import Tensor
 
 from clip_hf.losses import clip_loss
 
 TARGETS = {"ViT-B/32": 1.1, "RN50": 1.3}
-
-
-def stepper(model: nn.Module, compute_loss: Callable[[], Tensor]) -> Callable[[], None]:
-    """Returns a function that takes one optimizer step."""
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5, weight_decay=0.2, fused=True)
-
-    def step() -> None:
-        compute_loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
 
 
 def measure(architecture: str, args: Namespace, captions: list[str]) -> dict[str, Any]:
