@@ -55,8 +55,9 @@ style: $(VENV)/.installed  ## Repair what ruff can repair
 card: $(VENV)/.installed  ## Render every page of model_cards from the JSON beside it
 	@$(VENV)/bin/python scripts/render_model_cards.py
 
-benchmark: $(VENV)/.installed  ## Run every script of scripts/benchmarks
-	@for script in scripts/benchmarks/*.py; do echo "$$script"; $(VENV)/bin/python "$$script" || exit 1; done
+benchmark: $(PEERS_VENV)/.installed  ## Measure beside OpenCLIP and transformers, in .venv-peers: an hour on two cores
+	@for script in scripts/benchmarks/*.py; do echo "$$script"; $(PEERS_VENV)/bin/python "$$script" || exit 1; done
+	@$(PEERS_VENV)/bin/python scripts/render_benchmarks.py
 
 constraints: $(VENV)/.installed  ## Write the versions that .venv now holds to constraints.txt
 	@$(VENV)/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed "s/+.*//" > constraints.txt

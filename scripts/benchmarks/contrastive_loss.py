@@ -8,14 +8,12 @@ of the tiled loss; the plain one has 6. Linux and macOS.
 import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring.memory import peak_megabytes
+from measuring.memory import in_fresh_process, peak_megabytes
 from measuring.reports import RESULTS, save
 from measuring.rounds import compare
 from tqdm import tqdm
@@ -66,8 +64,7 @@ def compare_losses(num_pairs: int, args: Namespace) -> dict[str, Any]:
     ways = ["clip_hf", *(["open_clip"] if args.open_clip and num_pairs <= args.max_open_clip_pairs else [])]
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for way in tqdm(ways * args.repeats, desc=f"{num_pairs} pairs", leave=False):
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            runs[way].append(pool.submit(measure, way, num_pairs, args.width).result())
+        runs[way].append(in_fresh_process(measure, way, num_pairs, args.width))
     seconds = {way: [run["seconds"] for run in runs[way]] for way in ways}
     seconds["floor"] = [run["floor"] for run in runs["clip_hf"]]
     memory = {way: round(max(run["megabytes"] for run in runs[way])) for way in ways}

@@ -1,6 +1,11 @@
-"""Pairs of noise, and a small model for them, where the content changes no time."""
+"""Pairs of noise, in memory and in files, and a small model for them, where the content changes no time."""
+
+import io
+import tarfile
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -38,3 +43,24 @@ class NoisePairs(Dataset):
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         return {"pixel_values": self.pixel_values[indices], "input_ids": self.input_ids[indices]}
+
+
+def write_noise_shards(folder: Path, number: int, size: int) -> str:
+    """Writes tar files of 32-pixel JPEG images with captions, links to one, and returns the pattern of their names.
+
+    Args:
+        folder: that is there.
+        number: of files.
+        size: samples in each.
+    """
+    buffer = io.BytesIO()
+    Image.effect_noise((32, 32), 50).convert("RGB").save(buffer, "JPEG")
+    with tarfile.open(folder / "0000.tar", "w") as archive:
+        for sample in range(size):
+            for ending, content in (("jpg", buffer.getvalue()), ("txt", b"noise")):
+                member = tarfile.TarInfo(f"{sample:06}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    for shard in range(1, number):
+        (folder / f"{shard:04}.tar").hardlink_to(folder / "0000.tar")
+    return f"{folder}/{{0000..{number - 1:04}}}.tar"

@@ -1,0 +1,72 @@
+"""Renders scripts/benchmarks/results/*.json: the table in the README and the bars in results/overview.png.
+
+python scripts/render_benchmarks.py
+"""
+
+import json
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
+RESULTS = ROOT / "scripts" / "benchmarks" / "results"
+# In the order of the table; each is the name of a script and of the file it writes.
+ROWS = ("image_features", "text_features", "zero_shot_pipeline", "training_step", "contrastive_loss", "chunked_step")
+ROWS += ("large_batch_step", "image_loading", "tokenization", "start_up")
+BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"
+
+
+def read_cases(results: Path) -> list[dict[str, Any]]:
+    """Returns the cases of all rows that were measured, each with its row and unit."""
+    files = [file for row in ROWS if (file := results / f"{row}.json").is_file()]
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    return [{"row": report["row"], "unit": report["unit"]} | case for report in reports for case in report["cases"]]
+
+
+def render_table(cases: list[dict[str, Any]]) -> str:
+    """Returns the cases as Markdown."""
+    lines = ["| | clip_hf | best peer | times as fast (aim) | share of floor |", "|---|---|---|---|---|"]
+    for case in cases:
+        rates = case["per_second"]
+        ours = f"{rates[case['ours']]:,.4g} {case['unit']}/s"
+        peer = f"{rates[case['best_peer']]:,.4g}, {case['best_peer']}" if "best_peer" in case else ""
+        ratio = f"{case['times_faster']:.3g}" if "times_faster" in case else ""
+        aim = f" ({case['target']:g})" if "target" in case else ""
+        share = f"{case['share_of_floor']:.0%}" if "share_of_floor" in case else ""
+        memory = case.get("peak_megabytes_above_inputs", {})
+        held = "; " + ", ".join(f"{name} {megabytes:,} MB" for name, megabytes in memory.items()) if memory else ""
+        if "peak_gigabytes" in case:
+            held = f"; {case['peak_gigabytes']:.2f} GB at most"
+        lines.append(f"| {case['row']}: {case['case']}{held} | {ours} | {peer} | {ratio}{aim} | {share} |")
+    return "\n".join(lines) + "\n"
+
+
+def insert_table(page: str, table: str) -> str:
+    """Returns a page with the table between its marks.
+
+    Raises:
+        ValueError: the page has not both marks.
+    """
+    begin, end = page.find(BEGIN), page.find(END)
+    if not 0 <= begin < end:
+        raise ValueError(f"the page has no lines {BEGIN.strip()} and {END.strip()}")
+    return page[: begin + len(BEGIN)] + table + page[end:]
+
+
+def main() -> None:
+    """Renders both."""
+    ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    from measuring.drawing import draw_ratios
+
+    cases = read_cases(RESULTS)
+    readme = ROOT / "README.md"
+    readme.write_text(insert_table(readme.read_text(encoding="utf-8"), render_table(cases)), encoding="utf-8")
+    compared = [case | {"title": f"{case['row']}: {case['case']}"} for case in cases if "times_faster" in case]
+    draw_ratios(compared, RESULTS / "overview.png")
+    print(f"rendered {len(cases)} cases into {readme} and {RESULTS / 'overview.png'}")
+
+
+if __name__ == "__main__":
+    main()
