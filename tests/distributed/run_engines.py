@@ -32,8 +32,9 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
     """What training left: the log, the parameters, Adam's averages of the gradients, and how the model evaluates.
 
     Args:
-        case: "name", "engine", "optim", and "model", the folder of the model to begin with; maybe "num_pairs", and
-            arguments of training by their own names under "arguments"; `use_cpu` is one, and true by default.
+        case: "name", "engine", "optim", and "model", the folder of the model to begin with; maybe "num_pairs",
+            "optim_state", whether to return Adam's averages, and arguments of training by their own names under
+            "arguments"; `use_cpu` is one, and true by default.
         folder: for the output.
         world_size: number of processes.
     """
@@ -68,7 +69,9 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
     with gathered(trainer.model, case["engine"]):
         parameters = {name: whole(parameter) for name, parameter in trainer.model.named_parameters()}
-    averages = gradient_averages(trainer, case["engine"]) if case["optim"] == "adamw_torch" else {}
+    averages = (
+        gradient_averages(trainer, case["engine"]) if case.get("optim_state", case["optim"] == "adamw_torch") else {}
+    )
     return {"log": log, "parameters": parameters, "averages": averages, "metrics": metrics}
 
 
@@ -95,9 +98,11 @@ def train_fully_sharded(trainer: ClipTrainer) -> list[dict[str, float]]:
             fully_shard(module, mesh=mesh)
     fully_shard(trainer.model, mesh=mesh)
     optimizer = trainer.create_optimizer()
+    trainer.state.max_steps = NUM_STEPS
     log = []
     batches = trainer.get_train_dataloader()
     for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(batches)), NUM_STEPS):
+        trainer.callback_handler.on_step_begin(trainer.args, trainer.state, trainer.control)
         loss = trainer.training_step(trainer.model, batch)
         grad_norm = nn.utils.clip_grad_norm_(trainer.model.parameters(), MAX_GRAD_NORM).full_tensor()
         optimizer.step()
@@ -105,6 +110,7 @@ def train_fully_sharded(trainer: ClipTrainer) -> list[dict[str, float]]:
         dist.all_reduce(loss)
         entry = {"loss": loss.item() / dist.get_world_size(), "grad_norm": grad_norm.item()}
         log.append(entry | trainer._training_log.report())
+        trainer.state.global_step += 1
     return log
 
 

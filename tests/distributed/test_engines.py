@@ -211,6 +211,24 @@ def test_two_processes_evaluate_as_one(case, fast_results):
         assert metrics[f"eval_image_retrieval_recall@{k}"] == pytest.approx(found.float().mean().item())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [-1, 2])
+def test_every_engine_locks_and_unlocks_as_one_process(steps, models, tmp_path):
+    cases = [make_case(engine, "vit", "adamw_torch") for engine in ("single", *ENGINES)]
+    for case in cases:
+        case["arguments"]["image_locked_steps"] = steps
+        case["optim_state"] = steps != -1  # a tower locked for good has none
+    expected = train(cases[0] | {"model": str(models / "vit")}, tmp_path)
+    results = launch(cases[1:], models, tmp_path)
+    before = ClipHfModel.from_pretrained(models / "vit").state_dict()
+    for case in cases[1:]:
+        for name, parameter in results[case["name"]]["parameters"].items():
+            if not name.endswith(KEY_BIASES):
+                assert (parameter - expected["parameters"][name]).abs().max() < 1e-5, (case["name"], name)
+            if steps == -1 and name.startswith("vision_model"):
+                assert torch.equal(parameter, before[name]), (case["name"], name)
+
+
 @pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
 @pytest.mark.parametrize("tower", ["vit", "resnet"])
 def test_one_process_trains_as_written_out(tower, optim, models, tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clip_hf.training.parameter_groups import decay_parameter_names, split_by_tower
+from clip_hf.training.parameter_groups import decay_parameter_names, split_by_layer, split_by_tower
 from tests.tiny_models import TOWERS, tiny_model
 
 LAYERS = [f"{tower}.layers.{number}" for tower in ("vision_model", "text_model") for number in (0, 1)]
@@ -68,3 +68,36 @@ def test_each_tower_has_its_learning_rate():
     }
     assert sum(len(group["params"]) for group in groups) == len(named)
     assert [name_of[id(parameter)] for parameter in groups[0]["params"]] == ["logit_scale"]
+
+
+def rates_by_name(model, layer_decay):
+    group = {"params": list(model.parameters()), "lr": 1.0, "weight_decay": 0.0}
+    groups = split_by_tower([group], model, {"vision_model": 2.0, "text_model": None})
+    name_of = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = split_by_layer(groups, model, layer_decay)
+    return {name_of[id(p)]: group["lr"] for group in groups for p in group["params"]}
+
+
+def test_each_layer_has_a_share_of_the_rate_of_the_layer_above():
+    rates = rates_by_name(tiny_model("vit"), 0.5)
+    expected = {
+        **{"logit_scale": 1.0, "vision_model.projection.weight": 2.0, "vision_model.post_layernorm.bias": 2.0},
+        **{"vision_model.layers.1.mlp.fc1.weight": 1.0, "vision_model.layers.0.layer_norm1.bias": 0.5},
+        **{"vision_model.pre_layernorm.bias": 0.25, "vision_model.embeddings.position_embedding": 0.25},
+        **{"text_model.projection.weight": 1.0, "text_model.final_layer_norm.weight": 1.0},
+        **{"text_model.layers.1.self_attn.qkv.weight": 0.5, "text_model.layers.0.self_attn.qkv.weight": 0.25},
+        "text_model.embeddings.token_embedding.weight": 0.125,
+    }
+    assert {name: rates[name] for name in expected} == expected
+    assert rates.keys() == dict(tiny_model("vit").named_parameters()).keys()
+
+
+def test_the_layers_of_a_resnet_are_its_bottlenecks():
+    rates = rates_by_name(tiny_model("resnet"), 0.5)  # of depths 1, 2, 1, 1
+    expected = {
+        **{"vision_model.attention_pool.k_proj.weight": 2.0, "vision_model.layer4.0.conv1.weight": 1.0},
+        **{"vision_model.layer3.0.bn1.weight": 0.5, "vision_model.layer2.1.conv1.weight": 0.25},
+        **{"vision_model.layer2.0.downsample.0.weight": 0.125, "vision_model.layer1.0.conv3.weight": 0.0625},
+        "vision_model.stem.conv1.weight": 0.03125,
+    }
+    assert {name: rates[name] for name in expected} == expected

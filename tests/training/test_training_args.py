@@ -9,12 +9,18 @@ from clip_hf.training import ClipTrainingArguments
 
 ROOT = Path(__file__).parents[2]
 OWN_FIELDS = {
+    "ema_decay",
     "global_batch_size",
     "grad_cache_chunk_size",
     "grad_cache_text_chunk_size",
     "image_learning_rate",
+    "image_locked_steps",
+    "layer_decay",
     "loss_tile_size",
+    "patch_dropout",
     "text_learning_rate",
+    "text_locked_steps",
+    "unmasked_share",
 }
 
 
@@ -111,6 +117,13 @@ def test_texts_have_the_chunks_of_images_unless_told(tmp_path):
         ({"loss_tile_size": 0}, "loss_tile_size is 0"),
         ({"image_learning_rate": -1.0}, "image_learning_rate is -1.0"),
         ({"text_learning_rate": -1.0}, "text_learning_rate is -1.0"),
+        ({"image_locked_steps": 2.5}, "image_locked_steps is 2.5"),
+        ({"text_locked_steps": -2}, "text_locked_steps is -2"),
+        ({"patch_dropout": 1.0}, "patch_dropout is 1.0"),
+        ({"patch_dropout": 0.5, "image_locked_steps": -1}, "drop one of the two"),
+        ({"unmasked_share": 0.1}, "there is no patch_dropout to end"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "launcher"),
     ],
 )

@@ -19,11 +19,19 @@ from .modeling_clip_hf_transformer import ClipHfAttention, ClipHfTransformerLaye
 
 
 class ClipHfViTEmbeddings(nn.Module):
-    """Patches, the class embedding before them, and positions."""
+    """Patches, the class embedding before them, and positions.
+
+    Attributes:
+        patch_dropout: share of each image's patches that is left out in training (FLIP, arXiv 2212.00794). Training
+            sets it: no configuration does.
+    """
+
+    patch_dropout: float
 
     def __init__(self, config: ClipHfViTConfig) -> None:
         super().__init__()
         self.config = config
+        self.patch_dropout = 0.0
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
         self.patch_embedding = nn.Conv2d(
             config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
@@ -31,7 +39,7 @@ class ClipHfViTEmbeddings(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(1 + config.grid_size**2, config.hidden_size))
 
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
-        """Returns (B, L, D) for pixels (B, C, H, W).
+        """Returns (B, L, D) for pixels (B, C, H, W); L is smaller where patches are left out.
 
         Raises:
             ValueError: the pixels are not of the configured size and `interpolate_pos_encoding` is off.
@@ -47,7 +55,19 @@ class ClipHfViTEmbeddings(nn.Module):
         patches = self.patch_embedding(pixel_values)  # (B, D, H / P, W / P)
         class_embedding = self.class_embedding.expand(patches.shape[0], 1, -1)
         embeddings = torch.cat([class_embedding, patches.flatten(2).transpose(1, 2)], dim=1)
-        return embeddings + interpolate_positions(self.position_embedding, *patches.shape[-2:])
+        embeddings = embeddings + interpolate_positions(self.position_embedding, *patches.shape[-2:])
+        if self.training and self.patch_dropout > 0:
+            embeddings = _drop_patches(embeddings, self.patch_dropout)
+        return embeddings
+
+
+def _drop_patches(embeddings: Tensor, share: float) -> Tensor:
+    # Positions are in the embeddings already, so nothing depends on the order of what stays.
+    num_patches = embeddings.shape[1] - 1
+    num_kept = max(1, round(num_patches * (1 - share)))
+    kept = torch.rand(len(embeddings), num_patches, device=embeddings.device).topk(num_kept).indices + 1
+    kept = torch.cat([kept.new_zeros(len(kept), 1), kept], dim=1)  # the class embedding always
+    return embeddings.gather(1, kept.unsqueeze(-1).expand(-1, -1, embeddings.shape[-1]))
 
 
 class ClipHfViTModel(ClipHfImageModel):

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 # Adam's beta2 and epsilon by kind of image tower.
 ADAM_DEFAULTS = {"clip_hf_vit": (0.98, 1e-6), "clip_hf_resnet": (0.999, 1e-8)}
 TOWERS = ("vision_model", "text_model")
+LAYERS = ("ClipHfTransformerLayer", "ClipHfBottleneck")  # in the order of the forward pass
+BELOW_LAYERS = ("embeddings", "pre_layernorm", "stem")
 
 
 def decay_parameter_names(model: nn.Module) -> list[str]:
@@ -41,6 +43,49 @@ def split_by_tower(
                 own = {} if learning_rate is None else {"lr": learning_rate}
                 divided.append({**group, "params": parameters, **own})
     return divided
+
+
+def tower_of_group(group: dict[str, Any], model: nn.Module) -> str | None:
+    """Returns the tower that a group of `split_by_tower` belongs to, None for what is in no tower."""
+    first = group["params"][0]
+    return next(_tower(name) for name, parameter in model.named_parameters() if parameter is first)
+
+
+def split_by_layer(groups: list[dict[str, Any]], model: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
+    """Returns an optimizer's groups, divided so that each layer's rate is `layer_decay` times that of the layer above.
+
+    What comes after a tower's last layer has the tower's own rate, its last layer the first share of it, and what
+    comes before its first layer the least (BEiT, arXiv 2106.08254, appendix).
+
+    Args:
+        groups: `optimizer.param_groups`, of one tower each.
+        model: the model whose parameters they hold.
+        layer_decay: between 0 and 1.
+    """
+    depths = _depths(model)
+    divided = []
+    for group in groups:
+        for depth in sorted({depths[id(parameter)] for parameter in group["params"]}):
+            parameters = [parameter for parameter in group["params"] if depths[id(parameter)] == depth]
+            divided.append({**group, "params": parameters, "lr": group["lr"] * layer_decay**depth})
+    return divided
+
+
+def _depths(model: nn.Module) -> dict[int, int]:
+    """Returns how many layers below its tower's output each parameter lies, by the parameter's id."""
+    layers: dict[str | None, list[str]] = {}
+    for name, module in model.named_modules():
+        if type(module).__name__ in LAYERS:
+            layers.setdefault(_tower(name), []).append(name)
+    depths = {}
+    for name, parameter in model.named_parameters():
+        own = layers.get(_tower(name), [])
+        index = next((index for index, layer in enumerate(own) if name.startswith(f"{layer}.")), None)
+        if index is not None:
+            depths[id(parameter)] = len(own) - index
+        else:
+            depths[id(parameter)] = len(own) + 1 if any(part in name.split(".") for part in BELOW_LAYERS) else 0
+    return depths
 
 
 def _whole_shape(parameter: Tensor) -> tuple[int, ...]:

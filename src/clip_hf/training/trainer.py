@@ -19,12 +19,15 @@ from transformers.utils import logging
 from clip_hf.distributed import all_gather
 from clip_hf.losses import clip_loss
 from clip_hf.model_card.page import page_of_folder
-from clip_hf.training.parameter_groups import ADAM_DEFAULTS, decay_parameter_names, split_by_tower
+from clip_hf.training.parameter_groups import ADAM_DEFAULTS, decay_parameter_names, split_by_layer, split_by_tower
+from clip_hf.training.patch_dropout import PatchDropout
 from clip_hf.training.results import ResultsCallback
 from clip_hf.training.resumable_trainer import ResumableTrainer
 from clip_hf.training.retrieval import retrieval_metrics
+from clip_hf.training.tower_locks import TowerLocks
 from clip_hf.training.training_args import ClipTrainingArguments
 from clip_hf.training.training_log import TrainingLog
+from clip_hf.training.weight_average import WeightAverage
 
 logger = logging.get_logger(__name__)
 
@@ -73,6 +76,10 @@ class ClipTrainer(ResumableTrainer):
             raise ValueError("compute_loss_func would not be called: ClipTrainer computes the contrastive loss itself")
         if self.compute_metrics is None:
             self.compute_metrics = partial(retrieval_metrics, device=self.args.device)
+        self._tower_locks = TowerLocks(self.args, self.model)
+        self._weight_average = WeightAverage(self.args, self.model, self._is_divided())
+        for callback in (self._tower_locks, PatchDropout(self.args, self.model), self._weight_average):
+            self.add_callback(callback)
         self.add_callback(ResultsCallback())
         self._training_log = TrainingLog()
 
@@ -93,6 +100,9 @@ class ClipTrainer(ResumableTrainer):
             )
         if wants_fsdp and not self.accelerator.is_fsdp2:
             raise ValueError("FSDP version 1 hides which parameters are gains and biases: set the FSDP version to 2")
+
+    def _is_divided(self) -> bool:
+        return self.is_fsdp_enabled or bool(self.args.deepspeed and self.args.hf_deepspeed_config.is_zero3())
 
     # Data
 
@@ -145,7 +155,7 @@ class ClipTrainer(ResumableTrainer):
         return Trainer.get_optimizer_cls_and_kwargs(args, model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Returns the optimizer, each tower with its learning rate."""
+        """Returns the optimizer, each tower, and each layer of it, with its learning rate."""
         if self.optimizer is None:
             model = self.model if model is None else model
             optimizer = super().create_optimizer(model)
@@ -153,7 +163,11 @@ class ClipTrainer(ResumableTrainer):
                 "vision_model": self.args.image_learning_rate,
                 "text_model": self.args.text_learning_rate,
             }
-            optimizer.param_groups = split_by_tower(optimizer.param_groups, model, learning_rates)
+            groups = split_by_tower(optimizer.param_groups, model, learning_rates)
+            if self.args.layer_decay < 1:
+                groups = split_by_layer(groups, model, self.args.layer_decay)
+            optimizer.param_groups = groups
+            self._tower_locks.watch(optimizer)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -191,11 +205,13 @@ class ClipTrainer(ResumableTrainer):
         Raises:
             FloatingPointError: the loss is infinite or not a number.
         """
+        self._tower_locks.set_modes()
         outputs = self._embed(model, inputs)
+        image_embeds, text_embeds = self._tower_locks.hold(outputs.image_embeds, outputs.text_embeds)
         # The mean of equal numbers, for the sake of its gradient: that of the global loss on every process. At the
         # scale's bound the model lets it through or not, which no process must decide on a share of it.
         scale = all_gather(outputs.scale).mean()
-        loss = clip_loss(outputs.image_embeds, outputs.text_embeds, scale, self.args.loss_tile_size)
+        loss = clip_loss(image_embeds, text_embeds, scale, self.args.loss_tile_size)
         if not loss.isfinite():
             self._stop_run(f"the loss is {loss.item()}", self._name_non_finite_samples(outputs, inputs))
         self._training_log.record(outputs.image_embeds, outputs.text_embeds, outputs.scale)
@@ -276,6 +292,18 @@ class ClipTrainer(ResumableTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Returns 0: transformers' estimate, text tokens times parameters, means nothing for two towers."""
         return 0
+
+    def _init_training_state(
+        self, max_steps: int, num_steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        self._weight_average.begin(self.args, checkpoint)
+        return super()._init_training_state(max_steps, num_steps_per_epoch, num_epochs, checkpoint, trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = self._weight_average.save(output_dir or self.args.output_dir)
+        if folder is not None and self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
 
     def create_model_card(self, **facts: Any) -> None:
         """Writes README.md into the output folder, unless one was written by hand; `push_to_hub` calls it.

@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 DEFAULT_METRIC = "mean_recall"
+WHOLE_RUN = -1  # as a number of steps
 
 
 def _command() -> str:
@@ -64,6 +65,31 @@ class ClipTrainingArguments(TrainingArguments):
     text_learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate of the text tower, if not `learning_rate`."}
     )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Learning rate of a tower's layer as a multiple of that of the layer above."}
+    )
+    image_locked_steps: float = field(
+        default=0,
+        metadata={
+            "help": "Steps for which the image tower stays as it is; a share of the run if below 1; -1 for all of it."
+        },
+    )
+    text_locked_steps: float = field(
+        default=0,
+        metadata={
+            "help": "Steps for which the text tower stays as it is; a share of the run if below 1; -1 for all of it."
+        },
+    )
+    patch_dropout: float = field(
+        default=0.0, metadata={"help": "Share of each image's patches that a ViT leaves out in training (FLIP)."}
+    )
+    unmasked_share: float = field(
+        default=0.0, metadata={"help": "Share of the run, at its end, in which `patch_dropout` leaves out no patch."}
+    )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={"help": "Share of the weights' moving average that a step keeps; saved in the folder `ema`."},
+    )
 
     learning_rate: float = field(default=5e-4, metadata=_help("learning_rate"))
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata=_help("lr_scheduler_type"))
@@ -96,6 +122,7 @@ class ClipTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Checks everything that can be known before there is a model."""
         self._require_positive()
+        self._require_schedules()
         self._share_global_batch()
         self._require_one_batch_per_step()
         self._require_launcher()
@@ -168,6 +195,31 @@ class ClipTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ValueError(f"{name} is {value}, but must be at least 0, or not given")
+
+    def _require_schedules(self) -> None:
+        for name in ("image_locked_steps", "text_locked_steps"):
+            steps = getattr(self, name)
+            if steps != WHOLE_RUN and not (0 <= steps < 1 or (steps >= 1 and steps == int(steps))):
+                raise ValueError(
+                    f"{name} is {steps}, but must be a number of steps, a share of the run below 1, or {WHOLE_RUN} "
+                    "for all of it"
+                )
+        for name in ("patch_dropout", "unmasked_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and below 1")
+        if self.patch_dropout and self.image_locked_steps == WHOLE_RUN:
+            raise ValueError(
+                f"patch_dropout is {self.patch_dropout}, but the image tower is locked for the whole run and leaves "
+                "nothing out: drop one of the two options"
+            )
+        if self.unmasked_share and not self.patch_dropout:
+            raise ValueError(
+                f"unmasked_share is {self.unmasked_share}, but there is no patch_dropout to end: set both"
+            )
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}, but must be above 0 and at most 1, which is none")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, but must be at least 0 and below 1, or not given")
 
     def _require_launcher(self) -> None:
         # Without a launcher's variables DeepSpeed looks for MPI, and fails over a module that nobody asked for.
