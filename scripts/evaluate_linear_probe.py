@@ -18,12 +18,14 @@ from clip_hf.evaluation.linear_probe import Split, choose_penalty, few_shot_curv
 from clip_hf.evaluation.setup import (
     EvaluationArguments,
     EvenlySpread,
+    check_labels,
     describe_broken,
     is_writer,
     open_features,
     run,
     write_results,
 )
+from clip_hf.model_card.evaluations import LINEAR_PROBE
 
 
 @dataclass
@@ -46,11 +48,10 @@ def main(args: LinearProbeArguments) -> None:
     class_names = None if args.class_names is None else read_class_names(args.class_names)
     columns = Columns(args.image_column, args.label_column, args.id_column)
     sources = {"test": args.data, "train": args.train_data, "validation": args.validation_data}
-    data = {
-        name: EvenlySpread(open_source(source, columns, split="evaluation"), args.limit)
-        for name, source in sources.items()
-        if source is not None
-    }
+    opened = {name: open_source(one, columns, split="evaluation") for name, one in sources.items() if one is not None}
+    for source in opened.values():
+        check_labels(source, args, class_names)
+    data = {name: EvenlySpread(source, args.limit) for name, source in opened.items()}
     cache = open_features(args)
     images, splits = {}, {}
     for name, samples in data.items():
@@ -72,7 +73,7 @@ def main(args: LinearProbeArguments) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"metrics": metrics, "classes": class_table(predictions, labels, len(names)), "class_names": names}
     facts |= {"penalty": penalty, "validation_accuracy_of_penalties": sweep, "few_shot": curve}
-    write_results(args, cache, images["test"], facts)
+    write_results(args, LINEAR_PROBE, cache, images["test"], facts)
     for name, some in images.items():
         print(f"{name:12}{sources[name]}: {describe_broken(some)}")
     print(f"\npenalty {penalty:.3g}, the best of {len(sweep)} on the validation split\n")

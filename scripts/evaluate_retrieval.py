@@ -24,6 +24,7 @@ from clip_hf.evaluation.setup import (
     run,
     write_results,
 )
+from clip_hf.model_card.evaluations import RETRIEVAL
 
 
 @dataclass
@@ -57,7 +58,7 @@ def main(args: RetrievalArguments) -> None:
     )
     if is_writer():
         args.output_dir.mkdir(parents=True, exist_ok=True)
-        write_results(args, cache, images, {"num_texts": len(texts), "metrics": metrics})
+        write_results(args, RETRIEVAL, cache, images, {"num_texts": len(texts), "metrics": metrics})
         print(f"{args.data}: {describe_broken(images)}; {len(texts):,} texts\n")
         print_table(metrics)
         draw_answers(args.output_dir / "queries.png", samples, images, texts, args.num_queries)

@@ -20,6 +20,7 @@ from clip_hf.evaluation.figures import draw_confusion, draw_mistakes
 from clip_hf.evaluation.setup import (
     EvaluationArguments,
     EvenlySpread,
+    check_labels,
     describe_broken,
     is_writer,
     open_features,
@@ -28,6 +29,7 @@ from clip_hf.evaluation.setup import (
 )
 from clip_hf.evaluation.templates import load_templates
 from clip_hf.evaluation.zero_shot import class_weights, classify, scale_of
+from clip_hf.model_card.evaluations import ZERO_SHOT
 
 
 @dataclass
@@ -55,7 +57,9 @@ def main(args: ZeroShotArguments) -> None:
     templates = load_templates(args.templates)
     class_names = None if args.class_names is None else read_class_names(args.class_names)
     columns = Columns(args.image_column, args.label_column, args.id_column)
-    samples = EvenlySpread(open_source(args.data, columns, split="evaluation"), args.limit)
+    source = open_source(args.data, columns, split="evaluation")
+    check_labels(source, args, class_names)
+    samples = EvenlySpread(source, args.limit)
     cache = open_features(args)
     images = cache.embed_images(samples).with_texts()
     names, labels = number_classes(images.texts, class_names)
@@ -66,7 +70,7 @@ def main(args: ZeroShotArguments) -> None:
         folder = args.output_dir
         folder.mkdir(parents=True, exist_ok=True)
         facts = {"class_names": names, "templates": templates, "metrics": metrics, "classes": classes}
-        write_results(args, cache, images, facts)
+        write_results(args, ZERO_SHOT, cache, images, facts)
         print(f"{args.data}: {describe_broken(images)}; {len(names)} classes, {len(templates)} templates\n")
         print_tables(metrics, classes, names)
         confusion = confusion_matrix(predictions, labels, len(names))

@@ -24,13 +24,13 @@ def examples() -> list[dict]:
     return [{"image": image, "captions": ["a cat", "a dog", "a mat"]} for image in images]
 
 
-def test_evaluation_cuts_the_centre_and_reads_the_first_caption(examples, processor):
+def test_evaluation_cuts_the_centre_and_reads_all_captions(examples, processor):
     pairs = ImageTextPairs(examples, processor, "evaluation")
     pair = pairs[0]
     expected = np.asarray(examples[0]["image"])[:, 2 * SIZE : 3 * SIZE].transpose(2, 0, 1)
     assert pair["pixel_values"].dtype == torch.uint8
     assert np.array_equal(pair["pixel_values"], expected)
-    assert (pair["text"], pair["sample_id"]) == ("a cat", "0")
+    assert (pair["texts"], pair["sample_id"]) == (["a cat", "a dog", "a mat"], "0")
     pairs.set_epoch(1)
     assert torch.equal(pairs[0]["pixel_values"], pair["pixel_values"])
 
@@ -49,7 +49,8 @@ def test_training_cuts_any_square_and_reads_any_caption(index, examples, process
             if np.array_equal(pair["pixel_values"], whole.take(range(start, start + SIZE), axis=2 - index))
         ]
         squares.update(offsets)
-        texts.add(pair["text"])
+        texts.update(pair["texts"])
+        assert len(pair["texts"]) == 1
     assert len(squares) > 15 and min(squares) < 10 and max(squares) > 4 * SIZE - 10
     assert texts == {"a cat", "a dog", "a mat"}
 
@@ -81,9 +82,17 @@ def iterate(pairs: ImageTextPairs):
 def test_a_batch_is_padded_to_its_longest_text(processor):
     pixels = torch.zeros(3, SIZE, SIZE, dtype=torch.uint8)
     texts = ["a cat", "a cat on a mat", "a cat " * 40]
-    pairs = [{"pixel_values": pixels, "text": text, "sample_id": text} for text in texts]
+    pairs = [{"pixel_values": pixels, "texts": [text], "sample_id": text} for text in texts]
     batch = ImageTextCollator(processor)(pairs[:2])
     assert batch["input_ids"].tolist() == processor.tokenizer(texts[:2], padding=True)["input_ids"]
     assert batch["pixel_values"].shape == (2, 3, SIZE, SIZE) and batch["pixel_values"].dtype == torch.uint8
     assert batch["sample_ids"] == texts[:2]
     assert ImageTextCollator(processor)(pairs)["input_ids"].shape == (3, 16), "longer texts are cut"
+
+
+def test_a_batch_has_all_texts_of_its_images_in_their_order(examples, processor):
+    pairs = ImageTextPairs([examples[0], examples[1] | {"captions": ["a mat"]}], processor, "evaluation")
+    batch = ImageTextCollator(processor)([pairs[0], pairs[1]])
+    assert batch["num_texts"].tolist() == [3, 1] and len(batch["pixel_values"]) == 2
+    expected = processor.tokenizer(["a cat", "a dog", "a mat", "a mat"], padding=True)["input_ids"]
+    assert batch["input_ids"].tolist() == expected

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from clip_hf.data.columns import Columns
 from clip_hf.data.shapes import SEEN, UNSEEN
-from clip_hf.data.sources import all_captions, captions_of, load_examples, load_image_folder, open_source
+from clip_hf.data.sources import captions_of, open_source
 from clip_hf.data.training_pairs import TrainingPairs
 from tests.data.source_kinds import KINDS, write_rows, write_shard, write_source
 
@@ -79,7 +79,7 @@ def test_an_example_has_all_captions(drawn, tmp_path):
             texts = [text for captions in source.all_captions() for text in captions]
             assert texts == [text for sample in drawn for text in sample["captions"]]
         else:
-            assert list(all_captions(source)) == [sample["captions"] for sample in drawn]
+            assert list(source.all_captions()) == [sample["captions"] for sample in drawn]
 
 
 def test_a_folder_of_shards_is_a_source(drawn, tmp_path):
@@ -198,18 +198,18 @@ def test_damaged_data_pages_of_parquet_are_an_error_at_the_start(drawn, tmp_path
 def test_a_folder_gives_files_and_captions(columns, expected, tmp_path):
     lines = [json.dumps({"file_name": f"{number}.png"} | columns) for number in range(2)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    examples = load_image_folder(tmp_path)
-    assert len(examples) == len(load_examples(tmp_path, "training")) == 2
+    examples = open_source(tmp_path)
+    assert len(examples) == 2
     assert (examples[1]["image"], examples[1]["sample_id"]) == (str(tmp_path / "1.png"), "1.png")
     assert captions_of(examples[0]) == expected
-    assert list(all_captions(examples)) == [expected, expected]
+    assert list(examples.all_captions()) == [expected, expected]
 
 
 def test_shapes_of_evaluation_are_never_trained_on():
-    training, evaluation = load_examples("shapes", "training"), load_examples("shapes", "evaluation")
+    training, evaluation = (open_source("shapes", split=split) for split in ("training", "evaluation"))
     assert len(training) == 64 * len(SEEN) and len(evaluation) == len(UNSEEN)
-    learned = {caption for captions in all_captions(training) for caption in captions}
-    assert not learned & {caption for captions in all_captions(evaluation) for caption in captions}
+    learned = {caption for captions in training.all_captions() for caption in captions}
+    assert not learned & {caption for captions in evaluation.all_captions() for caption in captions}
     assert evaluation[0]["captions"][0] not in learned
     assert sys.getsizeof(training[5]["image"]) > 0
 

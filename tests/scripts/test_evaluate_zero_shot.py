@@ -9,6 +9,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from transformers import CLIPImageProcessor
 
 from clip_hf import ClipHfImageProcessor, ClipHfModel, ZeroShotClassifier
+from clip_hf.model_card.evaluations import digest_weights
 from tests.evaluation.tiny_evaluation import COLOURS, MODELS, run_script, save_checkpoint, write_photos
 from tests.model.tiny_zero_shot import tiny_image_processor, tiny_tokenizer
 
@@ -41,6 +42,8 @@ def test_figures_equal_those_of_the_classifier(kind, photos, tmp_path, capsys):
     assert found["metrics"]["top_1_accuracy"] == pytest.approx(accuracy_score(labels, predicted))
     assert found["metrics"]["mean_per_class_accuracy"] == pytest.approx(balanced_accuracy_score(labels, predicted))
     assert found["class_names"] == names and [row["num_images"] for row in found["classes"]] == [5, 4, 5]
+    assert found["task"] == "zero-shot-image-classification"
+    assert found["weights_digest"] == digest_weights(tmp_path / "model")
     assert (found["num_images"], found["num_broken"], found["broken"][0]["id"]) == (14, 1, "04.png")
     printed = capsys.readouterr().out
     assert "14 images; 1 more could not be read, the first: 04.png" in printed
@@ -113,3 +116,16 @@ def test_cifar_is_classified(test_data, tmp_path):
         save_checkpoint("clip_hf", tmp_path / "model"), test_data / "cifar10" / "test", tmp_path, "--limit", 60
     )
     assert [row["num_images"] for row in found["classes"]] == [6] * 10
+
+
+def test_a_checkpoint_that_is_not_there_takes_one_line(photos, tmp_path):
+    with pytest.raises(SystemExit, match=r"evaluate_zero_shot\.py: .*nowhere"):
+        evaluate(tmp_path / "nowhere", photos, tmp_path)
+
+
+def test_labels_are_checked_before_anything_is_embedded(photos, tmp_path):
+    (tmp_path / "names.txt").write_text("red\nblue\n", encoding="utf-8")
+    checkpoint = save_checkpoint("clip_hf", tmp_path / "model")
+    with pytest.raises(SystemExit, match="labels are none of 2 classes"):
+        evaluate(checkpoint, photos, tmp_path, "--class_names", tmp_path / "names.txt")
+    assert not list((tmp_path / "cache").glob("*"))

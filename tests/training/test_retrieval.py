@@ -5,7 +5,7 @@ from torch import nn
 from transformers import EvalPrediction
 
 from clip_hf.training import retrieval
-from clip_hf.training.retrieval import recall, retrieval_metrics
+from clip_hf.training.retrieval import evaluate_retrieval, recall
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -41,8 +41,8 @@ def test_a_caption_that_occurs_twice_is_drawn():
 def test_metrics_are_those_of_the_set_as_one_batch():
     images, texts, scale = unit(30, 8), unit(30, 8, seed=1), 20.0
     texts = nn.functional.normalize(texts + images, dim=-1)
-    prediction = EvalPrediction((images.numpy(), texts.numpy(), np.full(30, scale, np.float32)), np.arange(30))
-    metrics = retrieval_metrics(prediction)
+    predictions = (images.numpy(), texts[:, None].numpy(), np.ones(30, np.int64), np.full(30, scale, np.float32))
+    metrics = evaluate_retrieval(EvalPrediction(predictions, np.arange(30)))
 
     logits, labels = scale * images @ texts.T, torch.arange(30)
     loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
@@ -51,7 +51,23 @@ def test_metrics_are_those_of_the_set_as_one_batch():
     assert metrics["image_retrieval_recall@1"] == pytest.approx((logits.argmax(0) == labels).float().mean().item())
     recalls = [metrics[f"{kind}_retrieval_recall@{k}"] for kind in ("text", "image") for k in (1, 5, 10)]
     assert metrics["mean_recall"] == pytest.approx(sum(recalls) / 6)
-    assert set(metrics) == {
-        *("loss", "mean_recall"),
-        *(f"{kind}_retrieval_recall@{k}" for kind in ("text", "image") for k in (1, 5, 10)),
-    }
+
+
+def test_every_text_of_an_image_is_a_right_answer():
+    """Reference: each query's list of candidates, sorted."""
+    num_texts = np.array([1, 3, 2, 3, 1])
+    images, texts = unit(5, 8), unit(5, 3, 8, seed=1)
+    predictions = (images.numpy(), texts.numpy(), num_texts, np.full(5, 20.0, np.float32))
+    metrics = evaluate_retrieval(EvalPrediction(predictions, np.arange(5)))
+
+    owner = np.repeat(np.arange(5), num_texts)
+    flat = torch.cat([texts[image, :number] for image, number in enumerate(num_texts)])
+    similarities = (images.double() @ flat.double().T).numpy()
+    found_texts = [np.flatnonzero(owner[np.argsort(-row)] == image)[0] for image, row in enumerate(similarities)]
+    found_images = [
+        np.flatnonzero(np.argsort(-column) == image)[0] for image, column in zip(owner, similarities.T, strict=True)
+    ]
+    for modality, places in {"text": found_texts, "image": found_images}.items():
+        for k in (1, 5, 10):
+            assert metrics[f"{modality}_retrieval_recall@{k}"] == pytest.approx(np.mean(np.array(places) < k))
+        assert metrics[f"{modality}_retrieval_mean_rank"] == pytest.approx(np.mean(places) + 1)

@@ -124,7 +124,7 @@ def test_own_metrics_are_given_embeddings_and_scale(tmp_path):
     trainer.compute_metrics = compute_metrics
     metrics = trainer.evaluate(TinyPairs(trainer.model.config, NUM_EVAL_PAIRS))
     assert metrics["eval_answer"] == 42 and "eval_loss" not in metrics
-    assert seen == [(NUM_EVAL_PAIRS, 32), (NUM_EVAL_PAIRS, 32), (NUM_EVAL_PAIRS,)]
+    assert seen == [(NUM_EVAL_PAIRS, 32), (NUM_EVAL_PAIRS, 1, 32), (NUM_EVAL_PAIRS,), (NUM_EVAL_PAIRS,)]
 
 
 def test_the_best_checkpoint_is_that_of_the_best_recall(tmp_path):

@@ -93,8 +93,8 @@ def test_checkpoints_are_compared_by_recall(tmp_path):
     ):
         args = make(tmp_path, **options)
         assert (args.metric_for_best_model, args.greater_is_better) == ("mean_recall", True)
-    args = make(tmp_path, save_strategy="best", eval_strategy="epoch", metric_for_best_model="loss")
-    assert (args.metric_for_best_model, args.greater_is_better) == ("loss", False)
+    args = make(tmp_path, save_strategy="best", eval_strategy="epoch", metric_for_best_model="zero_shot_accuracy")
+    assert (args.metric_for_best_model, args.greater_is_better) == ("zero_shot_accuracy", True)
 
 
 def test_texts_have_the_chunks_of_images_unless_told(tmp_path):
@@ -124,6 +124,8 @@ def test_texts_have_the_chunks_of_images_unless_told(tmp_path):
         ({"unmasked_share": 0.1}, "there is no patch_dropout to end"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"metric_for_best_model": "eval_loss"}, "metric_for_best_model is eval_loss"),
+        ({"metric_for_best_model": "loss"}, "depends on the batch"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "launcher"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Examples to model inputs: pictures cropped to uint8 pixels, captions chosen, batches padded to their longest text.
+"""Examples to model inputs: images cropped to uint8 pixels, captions chosen, batches padded to their longest text.
 
-Shapes: B batch, S image size in pixels, L tokens.
+Shapes: B images, T texts, S image size in pixels, L tokens.
 """
 
 import random
@@ -19,13 +19,13 @@ from clip_hf.data.sources import Examples, captions_of
 class ImageTextPairs(Dataset):
     """Examples prepared for the model, the pixels left raw: the model normalises them on its own device.
 
-    In training, a random square is cut from the resized picture, the paper's one augmentation (section 2.3), and one
-    of several captions is chosen; both depend on seed, epoch and index alone, whatever process or worker reads them.
-    In evaluation it is the central square and the first caption.
+    In training, a random square is cut from the resized image, the paper's one augmentation (section 2.3), and one of
+    several captions is chosen; both depend on seed, epoch and index alone, whatever process or worker reads them. In
+    evaluation it is the central square and all captions.
 
     Args:
         examples: what to prepare.
-        processor: resizes pictures.
+        processor: resizes images.
         mode: "training" or "evaluation".
         seed: of the crops and the choice of captions.
     """
@@ -51,7 +51,7 @@ class ImageTextPairs(Dataset):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns "pixel_values" (3, S, S) in uint8, "text", and "sample_id", the file's name or the index."""
+        """Returns "pixel_values" (3, S, S) in uint8, "texts", and "sample_id", the file's name or the index."""
         example = self.examples[index]
         image, name = example["image"], example.get("sample_id", str(index))
         if isinstance(image, dict):
@@ -61,10 +61,10 @@ class ImageTextPairs(Dataset):
             raise ValueError(f"{name} has no caption")
         if self.mode == "evaluation":
             pixels = evaluation_pixels(image, self.image_processor)
-            return {"pixel_values": pixels, "text": captions[0], "sample_id": name}
+            return {"pixel_values": pixels, "texts": captions, "sample_id": name}
         rng = random.Random(f"{self.seed} {self.epoch} {index}")
         pixels = training_pixels(image, name, self.image_processor, Augmentation(), rng)
-        return {"pixel_values": pixels, "text": rng.choice(captions), "sample_id": name}
+        return {"pixel_values": pixels, "texts": [rng.choice(captions)], "sample_id": name}
 
 
 class ImageTextCollator:
@@ -78,10 +78,16 @@ class ImageTextCollator:
         self.tokenizer = processor.tokenizer
 
     def __call__(self, pairs: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[str]]:
-        """Returns `pixel_values` (B, 3, S, S) in uint8, `input_ids` (B, L) and `sample_ids`, a list of B names."""
-        input_ids = self.tokenizer([pair["text"] for pair in pairs], padding=True, return_tensors="pt")["input_ids"]
+        """Returns a batch.
+
+        Returns:
+            `pixel_values` (B, 3, S, S) in uint8, `input_ids` (T, L) of the first image's texts, then of the second's,
+            `num_texts` (B,), of each image, and `sample_ids`, a list of B names.
+        """
+        texts = [text for pair in pairs for text in pair["texts"]]
         return {
             "pixel_values": torch.stack([pair["pixel_values"] for pair in pairs]),
-            "input_ids": input_ids,
+            "input_ids": self.tokenizer(texts, padding=True, return_tensors="pt")["input_ids"],
+            "num_texts": torch.tensor([len(pair["texts"]) for pair in pairs]),
             "sample_ids": [pair["sample_id"] for pair in pairs],
         }

@@ -4,7 +4,7 @@ import glob
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any, Literal, Protocol
 
@@ -160,37 +160,6 @@ def _open_hub(name: str, repository: str, split: str, columns: Columns, streamin
     return Samples(name, files, columns, is_stream=True)
 
 
-def load_examples(source: str | os.PathLike[str], split: Literal["training", "evaluation"]) -> Samples:
-    """Returns the examples of a source.
-
-    Args:
-        source: as `open_source`.
-        split: of the shapes.
-
-    Raises:
-        ValueError: as `open_source`.
-    """
-    return open_source(source, split=split)
-
-
-def load_image_folder(folder: str | os.PathLike[str]) -> Samples:
-    """Returns the examples of a folder of images and metadata.
-
-    Args:
-        folder: holds images and a metadata.jsonl, one object a line with `file_name` and either `captions`, a list, or
-            `text`.
-
-    Raises:
-        ValueError: as `open_source`.
-    """
-    return open_source(folder)
-
-
 def captions_of(example: dict[str, Any]) -> list[str]:
     """Returns all captions of an example."""
     return example["captions"] if "captions" in example else [example["text"]]
-
-
-def all_captions(examples: Samples) -> Iterable[list[str]]:
-    """Returns the captions of each row, for a tokenizer to learn from; no image is read for that."""
-    return examples.all_captions()

@@ -14,9 +14,11 @@ import torch.distributed as dist
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
 from clip_hf.distributed import rank
+from clip_hf.evaluation.class_names import ClassNames, number_classes
 from clip_hf.evaluation.embedding import Embedder
 from clip_hf.evaluation.features import FeatureCache, ImageFeatures, Samples
 from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor
+from clip_hf.model_card.evaluations import digest_weights
 
 LEAST = {"limit": 1, "batch_size": 1, "num_workers": 0, "num_queries": 1, "num_draws": 1}
 
@@ -70,7 +72,7 @@ def run(main: Callable[[Any], None], arguments: type[EvaluationArguments], descr
         description: of the script, for `--help`.
 
     Raises:
-        SystemExit: there was a ValueError; its message is all that is shown.
+        SystemExit: there was a ValueError or OSError; its message is all that is shown.
     """
     parser = HfArgumentParser(arguments, description=description, formatter_class=_HelpFormatter)
     try:
@@ -78,7 +80,7 @@ def run(main: Callable[[Any], None], arguments: type[EvaluationArguments], descr
         if "RANK" in os.environ:
             dist.init_process_group("gloo")  # lists, names and counts go through it
         main(*args)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
     finally:
         if dist.is_initialized():
@@ -121,18 +123,38 @@ class EvenlySpread:
         return self.samples.sample_id(index * len(self.samples) // self.size)
 
 
-def write_results(args: EvaluationArguments, cache: FeatureCache, images: ImageFeatures, results: Any) -> None:
+def check_labels(source: Any, args: Any, class_names: ClassNames | None) -> None:
+    """Finds mistakes in the labels of a source before an image of it is embedded.
+
+    Args:
+        source: `data.samples.Samples`.
+        args: of the script. Under a limit, nothing is checked: the labels are then few.
+        class_names: as of `number_classes`.
+
+    Raises:
+        ValueError: as `number_classes`.
+    """
+    if args.limit is None:
+        number_classes(list(source.all_captions()), class_names)
+
+
+def write_results(
+    args: EvaluationArguments, task: str, cache: FeatureCache, images: ImageFeatures, results: dict[str, Any]
+) -> None:
     """Writes results.json: what was evaluated, the results, and what could not be read.
 
     Args:
         args: of the script.
+        task: its name on the Hub.
         cache: of the features.
         images: that were evaluated.
         results: numbers, by name.
     """
     described = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     facts = {
+        "task": task,
         "arguments": described,
+        "weights_digest": digest_weights(Path(args.model)),
         "weights": cache.model_facts["weights"],
         "versions": cache.model_facts["versions"],
         "num_images": len(images.ids),

@@ -16,7 +16,7 @@ from clip_hf.conversion.writing import write_checkpoint
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.open_clip_checkpoint_clip_hf import OPEN_CLIP_CONFIG_FILE
 from clip_hf.model.processing_clip_hf import ClipHfProcessor
-from clip_hf.model_card.facts import read_json
+from clip_hf.model_card.json_files import read_json
 from clip_hf.model_card.page import page_of_folder
 
 FORMATS: tuple[Layout, ...] = ("clip_hf", "transformers", "open_clip")

@@ -13,11 +13,12 @@ from typing import Any, Self
 from huggingface_hub import EvalResult
 
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
+from clip_hf.model_card.evaluations import RETRIEVAL, read_evaluations
+from clip_hf.model_card.json_files import read_json
 
 CARD_FILE = "card.json"
 CURVES_FILE = "curves.png"
 RESULTS_FILE = "results.json"
-RETRIEVAL = "image-text-retrieval"
 RECALL = re.compile(r"eval_(text|image)_retrieval_recall@(\d+)")
 
 
@@ -113,12 +114,14 @@ class ModelCardFacts:
         """
         card_file, curves_file, results_file = (folder / name for name in (CARD_FILE, CURVES_FILE, RESULTS_FILE))
         known = read_json(card_file) if card_file.is_file() else {}
-        facts = {"name": model_id.rpartition("/")[2], "model_id": model_id}
+        facts: dict[str, Any] = {"name": model_id.rpartition("/")[2], "model_id": model_id}
         facts["config"] = ClipHfConfig.from_pretrained(folder).to_dict()
         if curves_file.is_file():
             facts["curves"] = CURVES_FILE
         if results_file.is_file():
             facts |= facts_of_training(read_json(results_file), known.get("evaluation_set", {}))
+        if evaluations := read_evaluations(folder):
+            facts["evaluations"] = [*facts.get("evaluations", []), *evaluations]
         return cls.from_json(card_file, **facts | defaults) if known else cls(**facts | defaults)
 
     def to_json(self, path: Path) -> None:
@@ -136,21 +139,6 @@ class ModelCardFacts:
 
 def _without_empty(facts: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value not in (None, [], {})}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}, but must hold an object")
-    return content
 
 
 def facts_of_training(results: dict[str, Any], evaluation_set: dict[str, str]) -> dict[str, Any]:
@@ -184,7 +172,7 @@ def facts_of_training(results: dict[str, Any], evaluation_set: dict[str, str]) -
         EvalResult(
             task_type=RETRIEVAL,
             dataset_type=evaluation_set.get("type", "imagefolder"),
-            dataset_name=evaluation_set.get("name", "evaluation set of the training, one text an image"),
+            dataset_name=evaluation_set.get("name", "evaluation set of the training"),
             dataset_split=evaluation_set.get("split"),
             metric_type=f"recall_at_{match[2]}",
             metric_name=f"{match[1]} R@{match[2]}",

@@ -13,13 +13,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.modeling_clip_hf import ClipHfModel
-from clip_hf.model_card.facts import RETRIEVAL, ModelCardFacts
+from clip_hf.model_card.evaluations import LINEAR_PROBE, RETRIEVAL, ZERO_SHOT
+from clip_hf.model_card.facts import ModelCardFacts
 
 TEMPLATE = Path(__file__).with_name("page_template.md")
 # In a page that this program has written; one without was written by hand.
 GENERATED = "<!-- Made by clip_hf from config.json, results.json and card.json: change those, not this page. -->"
-ZERO_SHOT = "zero-shot-image-classification"
-TITLES = {ZERO_SHOT: "Zero-shot classification", RETRIEVAL: "Retrieval"}
+TITLES = {ZERO_SHOT: "Zero-shot classification", RETRIEVAL: "Retrieval", LINEAR_PROBE: "Linear probe"}
 
 
 def measure_sizes(config: ClipHfConfig) -> dict[str, dict[str, int]]:

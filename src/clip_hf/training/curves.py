@@ -13,6 +13,7 @@ PANELS = {
         "eval_image_retrieval_recall@1",
         "eval_mean_recall",
     ),
+    "zero-shot accuracy": ("eval_zero_shot_top_1_accuracy", "eval_zero_shot_mean_per_class_accuracy"),
     "gradient norm": ("grad_norm",),
     "learning rate": ("learning_rate",),
 }

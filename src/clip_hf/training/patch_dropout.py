@@ -4,11 +4,12 @@ Each image loses its own random patches. They are drawn from torch's generator, 
 and a checkpoint keeps. As with any dropout, the draws depend on how the batch is divided among processes and chunks.
 """
 
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from clip_hf.model.modeling_clip_hf import ClipHfModel
+from clip_hf.model.modeling_clip_hf_vit import ClipHfViTModel
 from clip_hf.training.training_args import ClipTrainingArguments
 
 
@@ -23,7 +24,7 @@ class PatchDropout(TrainerCallback):
         ValueError: the image tower is no ViT.
     """
 
-    def __init__(self, args: ClipTrainingArguments, model: nn.Module) -> None:
+    def __init__(self, args: ClipTrainingArguments, model: ClipHfModel) -> None:
         self._model = model
         kind = model.config.vision_config.model_type
         if args.patch_dropout and kind != "clip_hf_vit":
@@ -38,4 +39,5 @@ class PatchDropout(TrainerCallback):
         """Sets the share of this step, whichever step the run was resumed at."""
         if args.patch_dropout:
             is_over = state.global_step >= (1 - args.unmasked_share) * state.max_steps
-            self._model.vision_model.embeddings.patch_dropout = 0.0 if is_over else args.patch_dropout
+            tower = cast(ClipHfViTModel, self._model.vision_model)
+            tower.embeddings.patch_dropout = 0.0 if is_over else args.patch_dropout

@@ -1,6 +1,6 @@
-"""How well embeddings find their counterparts: recall at k, in the training batch and over an evaluation set.
+"""How well embeddings find their counterparts, in the training batch and over an evaluation set.
 
-Shapes: B queries, N candidates, D the width of the joint embedding space.
+Shapes: B queries, N candidates, I images, D the width of the joint embedding space.
 """
 
 import math
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import EvalPrediction
 
+from clip_hf.evaluation.retrieval import rank_matches, retrieval_metrics
 from clip_hf.losses import contrastive_loss
 from clip_hf.losses.tiled import reduce_logits_in_tiles
 
-RECALL_KS = (1, 5, 10)
 # Similarities held at a time: 64 MB in float32.
 MAX_SIMILARITIES = 1 << 24
 
@@ -44,22 +44,22 @@ def recall(queries: Tensor, candidates: Tensor, ks: Sequence[int], first_match: 
     return [((k - num_better) / num_equal).clamp(0, 1).mean().item() for k in ks]
 
 
-def retrieval_metrics(prediction: EvalPrediction, device: torch.device | str = "cpu") -> dict[str, float]:
-    """Returns the loss of an evaluation set as one batch, and its recall at 1, 5 and 10 in both directions.
+def evaluate_retrieval(prediction: EvalPrediction, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Returns the figures of `evaluation.retrieval` for an evaluation set, and its loss as one batch.
 
-    Neither depends on how many processes or batches embedded the set. Text retrieval finds the text of an image, image
-    retrieval the image of a text (CLIP paper, table 13); `mean_recall` is the mean of the six.
+    Neither depends on how many processes or batches embedded the set. All texts of an image are right answers to it;
+    the loss is that of the first ones.
 
     Args:
-        prediction: `predictions` are image embeddings (N, D), text embeddings (N, D) and scale (N,), as NumPy arrays.
+        prediction: `predictions` are image embeddings (I, D), text embeddings (I, K, D) of up to K texts an image,
+            their numbers (I,) and scale (I,), as NumPy arrays.
         device: where to compute.
     """
-    images, texts, scale = (torch.from_numpy(array).to(device) for array in prediction.predictions)
+    images, texts, num_texts, scale = (torch.from_numpy(array) for array in prediction.predictions)
+    images, texts = images.float().to(device), texts.float().to(device)
+    text_embeds = texts[(torch.arange(texts.shape[1]) < num_texts[:, None]).to(device)]
+    image_of_text = torch.repeat_interleave(torch.arange(len(images)), num_texts)
+    ranks = rank_matches(images, text_embeds, image_of_text, on_all_processes=False)
     reduction = partial(reduce_logits_in_tiles, first_match=0, tile_size=math.isqrt(MAX_SIMILARITIES))
-    recalls = {
-        f"{modality}_retrieval_recall@{k}": value
-        for modality, (queries, candidates) in {"text": (images, texts), "image": (texts, images)}.items()
-        for k, value in zip(RECALL_KS, recall(queries, candidates, RECALL_KS), strict=True)
-    }
-    loss = contrastive_loss(images, texts, scale[:1], reduction).item()
-    return {"loss": loss, **recalls, "mean_recall": sum(recalls.values()) / len(recalls)}
+    loss = contrastive_loss(images, texts[:, 0].contiguous(), scale[:1].float().to(device), reduction).item()
+    return {"loss": loss, **retrieval_metrics(*ranks)}

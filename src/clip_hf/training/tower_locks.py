@@ -45,8 +45,8 @@ class TowerLocks(TrainerCallback):
         relative = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
         if self._locked - set(forever) and args.lr_scheduler_type in relative:
             raise ValueError(
-                f"lr_scheduler_type is {args.lr_scheduler_type}, which changes the rate it finds, and that of a locked "
-                "tower is zero: take another, such as cosine, or lock the tower for the whole run"
+                f"lr_scheduler_type is {args.lr_scheduler_type}, which changes the rate it finds, and that of a "
+                "locked tower is zero: take another, such as cosine, or lock the tower for the whole run"
             )
         for tower in forever:
             model.get_submodule(tower).requires_grad_(False)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType, broadcast, parse_flag_from_env
@@ -23,16 +23,20 @@ from clip_hf.training.parameter_groups import ADAM_DEFAULTS, decay_parameter_nam
 from clip_hf.training.patch_dropout import PatchDropout
 from clip_hf.training.results import ResultsCallback
 from clip_hf.training.resumable_trainer import ResumableTrainer
-from clip_hf.training.retrieval import retrieval_metrics
+from clip_hf.training.retrieval import evaluate_retrieval
 from clip_hf.training.tower_locks import TowerLocks
 from clip_hf.training.training_args import ClipTrainingArguments
 from clip_hf.training.training_log import TrainingLog
 from clip_hf.training.weight_average import WeightAverage
 
+if TYPE_CHECKING:
+    from clip_hf.training.zero_shot import ZeroShotEvaluation
+
 logger = logging.get_logger(__name__)
 
-# Key of a batch that names its samples, and that the model is not given.
+# Keys of a batch that the model is not given: names of its samples, and of how many texts each has.
 SAMPLE_IDS = "sample_ids"
+NUM_TEXTS = "num_texts"
 
 
 class ClipTrainer(ResumableTrainer):
@@ -43,9 +47,10 @@ class ClipTrainer(ResumableTrainer):
     stages and FSDP2 give the same parameters for the same global batch, and so does every `grad_cache_chunk_size`. A
     ResNet's batch norm alone knows only the images that it is given at a time: those of a chunk on one device.
 
-    Evaluation embeds every pair of the evaluation set once, on whatever number of processes, and reports the loss of
-    the set as one batch and recall at 1, 5 and 10 in both directions. A `compute_metrics` takes its place and is given
-    image embeddings, text embeddings and the scale of each pair.
+    Evaluation embeds every image and text of the evaluation set once, on whatever number of processes, and reports
+    the loss of the set as one batch and retrieval in both directions (`evaluate_retrieval`). Where images have several
+    texts, a batch holds those of its images in their order, and `num_texts` of each. A `compute_metrics` takes its
+    place and is given the same predictions. `evaluate_also` adds zero-shot classification.
 
     Args:
         model: a `ClipHfModel`.
@@ -75,13 +80,14 @@ class ClipTrainer(ResumableTrainer):
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func would not be called: ClipTrainer computes the contrastive loss itself")
         if self.compute_metrics is None:
-            self.compute_metrics = partial(retrieval_metrics, device=self.args.device)
+            self.compute_metrics = partial(evaluate_retrieval, device=self.args.device)
         self._tower_locks = TowerLocks(self.args, self.model)
         self._weight_average = WeightAverage(self.args, self.model, self._is_divided())
         for callback in (self._tower_locks, PatchDropout(self.args, self.model), self._weight_average):
             self.add_callback(callback)
         self.add_callback(ResultsCallback())
         self._training_log = TrainingLog()
+        self._zero_shot: ZeroShotEvaluation | None = None
 
     def _check_model(self) -> None:
         model_type = getattr(getattr(self.model, "config", None), "model_type", None)
@@ -218,7 +224,7 @@ class ClipTrainer(ResumableTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _embed(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        model_inputs = {key: value for key, value in inputs.items() if key != SAMPLE_IDS}
+        model_inputs = {key: value for key, value in inputs.items() if key not in (SAMPLE_IDS, NUM_TEXTS)}
         return model(**model_inputs, chunk_sizes=self.args.chunk_sizes)
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
@@ -260,14 +266,38 @@ class ClipTrainer(ResumableTrainer):
                 buffer.copy_(broadcast(buffer.to(self.args.device)))
             return super().evaluate(*args, **kwargs)
 
+    def evaluate_also(self, zero_shot: "ZeroShotEvaluation") -> None:
+        """Adds zero-shot classification to each evaluation; its metrics begin with `eval_zero_shot_`.
+
+        Args:
+            zero_shot: what is classified.
+
+        Raises:
+            ValueError: an engine leaves no process the whole model.
+        """
+        if self._is_divided():
+            raise ValueError(
+                "zero-shot evaluation during training needs the whole model on each process, which ZeRO-3 and FSDP "
+                "divide: use ZeRO-2, or evaluate the checkpoints with scripts/evaluate_zero_shot.py"
+            )
+        self._zero_shot = zero_shot
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """Returns what the evaluation of a set found, and with it what classification found."""
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._zero_shot is not None and metric_key_prefix == "eval":
+            metrics = self._zero_shot(self.model.eval())
+            output.metrics.update({f"eval_zero_shot_{name}": value for name, value in metrics.items()})
+        return output
+
     def prediction_step(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
-    ) -> tuple[None, tuple[Tensor, Tensor, Tensor], Tensor]:
-        """Returns the embeddings of a batch, its scale once per pair, and what transformers takes for labels.
+    ) -> tuple[None, tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Returns the predictions of `evaluate_retrieval` for a batch, and what transformers takes for labels.
 
         Args:
             model: the model, wrapped or not.
@@ -277,9 +307,11 @@ class ClipTrainer(ResumableTrainer):
         """
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = self._embed(model, self._prepare_inputs(inputs))
-        num_pairs = len(outputs.image_embeds)
-        labels = torch.arange(num_pairs, device=self.args.device)  # without them, it computes no metrics
-        return None, (outputs.image_embeds, outputs.text_embeds, outputs.scale.expand(num_pairs)), labels
+        images, texts, device = outputs.image_embeds, outputs.text_embeds, self.args.device
+        num_texts = inputs.get(NUM_TEXTS, torch.ones(len(images), dtype=torch.long)).to(device)
+        texts = nn.utils.rnn.pad_sequence(texts.split(num_texts.tolist()), batch_first=True)
+        labels = torch.arange(len(images), device=device)  # without them, transformers computes no metrics
+        return None, (images, texts, num_texts, outputs.scale.expand(len(images))), labels
 
     # Logs and files
 

@@ -128,8 +128,7 @@ class ClipTrainingArguments(TrainingArguments):
         self._require_launcher()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or, under DeepSpeed, each process takes itself for the only one
-        if self.metric_for_best_model is None and self._compares_checkpoints():
-            self.metric_for_best_model = DEFAULT_METRIC
+        self._choose_metric()
         super().__post_init__()
         if self.n_gpu > 1:
             raise ValueError(
@@ -226,6 +225,16 @@ class ClipTrainingArguments(TrainingArguments):
         if self.deepspeed and "RANK" not in os.environ and find_spec("mpi4py") is None:
             raise ValueError(
                 f"DeepSpeed wants its processes started by a launcher, for one process too: `deepspeed {_command()}`"
+            )
+
+    def _choose_metric(self) -> None:
+        if self.metric_for_best_model is None and self._compares_checkpoints():
+            self.metric_for_best_model = DEFAULT_METRIC
+        if self.metric_for_best_model is not None and self.metric_for_best_model.endswith("loss"):
+            raise ValueError(
+                f"metric_for_best_model is {self.metric_for_best_model}, but a contrastive loss depends on the batch "
+                f"and says little of a model: name a metric such as {DEFAULT_METRIC}, text_retrieval_recall@1, or "
+                "zero_shot_top_1_accuracy"
             )
 
     def _compares_checkpoints(self) -> bool:

@@ -1,0 +1,90 @@
+"""What the evaluation scripts left in a model's folder, for its page.
+
+An evaluation belongs to the page if its results.json lies in a folder of `evaluations/` and was made of the very
+weights beside it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult
+from transformers.utils import logging
+
+from clip_hf.model_card.json_files import read_json
+
+logger = logging.get_logger(__name__)
+
+FOLDER = "evaluations"
+RETRIEVAL = "image-text-retrieval"
+ZERO_SHOT = "zero-shot-image-classification"
+LINEAR_PROBE = "image-classification"
+SPLITS = ("train", "training", "validation", "val", "test")
+ACCURACIES = {
+    "top_1_accuracy": "top-1",
+    "top_5_accuracy": "top-5",
+    "mean_per_class_accuracy": "mean of the classes",
+}
+
+
+def digest_weights(folder: Path) -> str | None:
+    """Returns a digest of a folder's weights, None where it has none in safetensors.
+
+    Args:
+        folder: of a saved model.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest() if files else None
+
+
+def read_evaluations(folder: Path) -> list[EvalResult]:
+    """Returns the evaluations of a model's weights as they are now; of others, a warning.
+
+    Args:
+        folder: of a saved model.
+
+    Raises:
+        ValueError: a results.json is none of an evaluation script.
+    """
+    evaluations, digest = [], None
+    for file in sorted(folder.glob(f"{FOLDER}/*/results.json")):
+        results, digest = read_json(file), digest or digest_weights(folder)
+        if missing := sorted({"task", "metrics", "arguments", "weights_digest"} - results.keys()):
+            raise ValueError(f"{file} has no {', '.join(missing)}: it is not what an evaluation script writes")
+        if results["weights_digest"] != digest:
+            logger.warning(f"{file} is of other weights than those of {folder}, and is left out of the page")
+            continue
+        evaluations += _facts(results)
+    return evaluations
+
+
+def _facts(results: dict[str, Any]) -> list[EvalResult]:
+    metrics, names = results["metrics"], dict(ACCURACIES)
+    data, split = _data_and_split(results["arguments"]["data"])
+    if results["task"] == RETRIEVAL:
+        recalls = [name for name in metrics if "recall@" in name]
+        names = {name: name.replace("_retrieval_recall@", " R@") for name in recalls}
+    limit = results["arguments"].get("limit")
+    return [
+        EvalResult(
+            task_type=results["task"],
+            dataset_type=data,
+            dataset_name=data + (f", {limit:,} images" if limit else ""),
+            dataset_split=split,
+            metric_type=name.partition("_retrieval_")[2].replace("@", "_at_") or name,
+            metric_name=title,
+            metric_value=round(metrics[name], 4),
+        )
+        for name, title in names.items()
+        if name in metrics
+    ]
+
+
+def _data_and_split(source: str) -> tuple[str, str | None]:
+    path, _, split = source.partition(":")
+    *folders, name = Path(path).parts
+    return (folders[-1], name) if not split and folders and name in SPLITS else (name, split or None)
