@@ -1,4 +1,4 @@
-"""Trains a small CLIP on pictures that it draws itself, then has it name pictures of combinations it never saw."""
+"""Trains a small CLIP on images that it draws itself, then has it name images of combinations it never saw."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ RECIPE |= {"save_strategy": "no", "report_to": "none"}
 USAGE = """
 import clip_hf, transformers
 classify = transformers.pipeline("zero-shot-image-classification", model="{folder}")
-classify("{picture}", candidate_labels=["red circle", "red heart", "blue circle"], hypothesis_template="a {{}}")
+classify("{image}", candidate_labels=["red circle", "red heart", "blue circle"], hypothesis_template="a {{}}")
 """
 
 
@@ -49,12 +49,12 @@ def train(folder: Path, num_steps: int, seed: int) -> None:
     trainer.save_model()
 
 
-def draw(path: Path, pictures: list[Any], answers: list[list[dict[str, Any]]], truths: list[Any]) -> None:
-    """Draws pictures with their three best answers, the right one in green."""
+def draw(path: Path, images: list[Any], answers: list[list[dict[str, Any]]], truths: list[Any]) -> None:
+    """Draws images with their three best answers, the right one in green."""
     figure = Figure(figsize=(15, 9), layout="constrained")
     figure.suptitle(f"Combinations never seen in training, named among all {len(CLASSES)}")
-    for axes, picture, answer, truth in zip(figure.subplots(3, 5).flat, pictures, answers, truths, strict=False):
-        axes.imshow(picture)
+    for axes, image, answer, truth in zip(figure.subplots(3, 5).flat, images, answers, truths, strict=False):
+        axes.imshow(image)
         axes.axis("off")
         for line, item in enumerate(answer[:3]):
             colour = "green" if item["label"] == truth.name else "firebrick" if line == 0 else "grey"
@@ -68,31 +68,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="folder of everything it makes")
     parser.add_argument("--num_steps", type=int, default=1600, help=f"training steps of {BATCH_SIZE} pairs")
-    parser.add_argument("--num_pictures", type=int, default=480, help="pictures of unseen combinations to name")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights and of all pictures")
+    parser.add_argument("--num_images", type=int, default=480, help="images of unseen combinations to name")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and of all images")
     args = parser.parse_args()
     folder = args.output_dir / "model"
     print(f"Training on {len(SEEN)} of {len(COMBINATIONS)} combinations; {len(UNSEEN)} are held out.")
     train(folder, args.num_steps, args.seed)
 
     classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu")
-    shown = ShapesDataset(UNSEEN, num_examples=args.num_pictures, seed=args.seed + 1)
-    pictures, truths = zip(*((shown[i]["image"], shown.combination(i)) for i in range(len(shown))), strict=True)
+    shown = ShapesDataset(UNSEEN, num_examples=args.num_images, seed=args.seed + 1)
+    images, truths = zip(*((shown[i]["image"], shown.combination(i)) for i in range(len(shown))), strict=True)
     answers = classify(
-        list(pictures), candidate_labels=list(CLASSES), hypothesis_template=list(ZERO_SHOT_TEMPLATES), batch_size=60
+        list(images), candidate_labels=list(CLASSES), hypothesis_template=list(ZERO_SHOT_TEMPLATES), batch_size=60
     )
     found = accuracy([[CLASSES[item["label"]] for item in answer] for answer in answers], truths)
-    print(f"\n{len(pictures)} pictures of unseen combinations, named among all {len(CLASSES)}:\n")
+    print(f"\n{len(images)} images of unseen combinations, named among all {len(CLASSES)}:\n")
     print(f"{'':10}{'correct':>9}{'chance':>9}")
     for name, share in found.items():
         print(f"{name:10}{share:>9.1%}{CHANCE[name]:>9.1%}")
-    results = {"unseen": found, "chance": CHANCE, "num_pictures": len(pictures), "num_classes": len(CLASSES)}
+    results = {"unseen": found, "chance": CHANCE, "num_images": len(images), "num_classes": len(CLASSES)}
     (args.output_dir / "results.json").write_text(json.dumps(results | vars(args), indent=2, default=str) + "\n")
-    draw(args.output_dir / "demo.png", pictures, answers, truths)
-    pictures[0].save(args.output_dir / "picture.png")
+    draw(args.output_dir / "demo.png", images, answers, truths)
+    images[0].save(args.output_dir / "image.png")
     print(f"\nPictures with their answers: {args.output_dir / 'demo.png'}")
     print(f"The model: {folder}. Three lines that use it:")
-    print(USAGE.format(folder=folder, picture=args.output_dir / "picture.png"))
+    print(USAGE.format(folder=folder, image=args.output_dir / "image.png"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Embeds the pictures and texts of a folder, a file or a dataset into Parquet files; a second run completes the first.
+"""Embeds the images and texts of a folder, a file or a dataset into Parquet files; a second run completes the first.
 
 python scripts/embed.py --model outputs/demo/model --data photos --output_dir outputs/embeddings
 torchrun --nproc_per_node 8 scripts/embed.py --model me/my-clip --data captions.jsonl --modality text --output_dir out
@@ -18,7 +18,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, HfArgumen
 import clip_hf  # noqa: F401  registers the model classes
 from clip_hf.data.inputs import Columns, load_inputs
 from clip_hf.distributed import rank, world_size
-from clip_hf.evaluation.embedding import Embedder, collect_broken, fingerprint, open_run, write_embeddings
+from clip_hf.evaluation.embedding import Embedder, collect_broken, open_run, write_embeddings
+from clip_hf.evaluation.features import digest_parts
 
 
 @dataclass
@@ -26,16 +27,16 @@ class EmbedArguments:
     """What to embed, with which model, and how."""
 
     model: str = field(metadata={"help": "Checkpoint folder or Hub repository."})
-    data: str = field(metadata={"help": "Folder of pictures, .txt, .jsonl, .csv or .parquet file, or Hub dataset."})
+    data: str = field(metadata={"help": "Folder of images, .txt, .jsonl, .csv or .parquet file, or Hub dataset."})
     output_dir: Path = field(metadata={"help": "Folder of the Parquet files."})
     modality: Literal["image", "text", "both"] = field(default="image", metadata={"help": "What to embed."})
-    image_column: str | None = field(default=None, metadata={"help": "Column of pictures; by default a usual name."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of images; by default a usual name."})
     text_column: str | None = field(default=None, metadata={"help": "Column of texts; by default a usual name."})
     id_column: str | None = field(default=None, metadata={"help": "Column of unique ids; by default a usual name."})
     split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
-    limit: int | None = field(default=None, metadata={"help": "Only so many pictures, and so many texts."})
+    limit: int | None = field(default=None, metadata={"help": "Only so many images, and so many texts."})
     batch_size: int = field(default=64, metadata={"help": "Pictures or texts at a time."})
-    num_workers: int = field(default=2, metadata={"help": "Processes that decode pictures, for each process."})
+    num_workers: int = field(default=2, metadata={"help": "Processes that decode images, for each process."})
     shard_size: int = field(default=10_000, metadata={"help": "Rows of a Parquet file."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
         default="float32", metadata={"help": "Precision of the weights; embeddings are always float32."}
@@ -72,7 +73,7 @@ def main(args: EmbedArguments) -> None:
         args.num_workers,
         progress.update,
     )
-    description = {"model": fingerprint(model), "dtype": args.dtype, "data": args.data, "shard_size": args.shard_size}
+    description = digest_parts(embedder) | {"dtype": args.dtype, "data": args.data, "shard_size": args.shard_size}
     description |= {"split": args.split, **columns._asdict()}
     sizes = {f"num_{modality}s": len(rows) for modality, rows in inputs.items()}
     try:

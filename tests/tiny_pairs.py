@@ -11,7 +11,7 @@ from tests.tiny_models import random_ids
 
 
 class TinyPairs(Dataset):
-    """Random pictures and texts of different lengths, each pair with a name."""
+    """Random images and texts of different lengths, each pair with a name."""
 
     def __init__(self, config: ClipHfConfig, num_pairs: int) -> None:
         generator = torch.Generator().manual_seed(0)

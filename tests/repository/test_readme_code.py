@@ -18,7 +18,7 @@ CAPTIONS = ("a photo of a dog", "a drawing of a cat")
 
 
 def save_tiny_clip(folder: Path, tokenizer: ClipHfTokenizer) -> None:
-    """Saves a CLIP of transformers that takes 224-pixel pictures, and our processor beside it."""
+    """Saves a CLIP of transformers that takes 224-pixel images, and our processor beside it."""
     tower = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     ids = {"vocab_size": len(tokenizer), "bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1}
     CLIPModel(CLIPConfig(text_config=tower | ids, vision_config=tower, projection_dim=16)).save_pretrained(folder)

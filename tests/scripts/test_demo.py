@@ -16,8 +16,8 @@ def run_demo(folder, *options):
     return run.stdout, json.loads((folder / "results.json").read_text())
 
 
-def test_demo_leaves_a_model_a_table_and_a_picture(tmp_path):
-    printed, results = run_demo(tmp_path / "demo", "--num_steps", "2", "--num_pictures", "6")
+def test_demo_leaves_a_model_a_table_and_an_image(tmp_path):
+    printed, results = run_demo(tmp_path / "demo", "--num_steps", "2", "--num_images", "6")
     assert results["num_classes"] == 480
     assert results["chance"]["top-1"] == pytest.approx(1 / 480)
     for name, share in results["unseen"].items():

@@ -88,10 +88,26 @@ def test_second_run_completes_the_first_and_touches_nothing_else(checkpoint, pho
     before = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "part").glob("*.parquet")}
     run = embed(checkpoint, photos, tmp_path / "part", "--shard_size", 2)
     assert run.returncode == 0, run.stderr
+    assert len(before) >= 2
     for file in (tmp_path / "whole").glob("*.parquet"):
         assert (tmp_path / "part" / file.name).read_bytes() == file.read_bytes()
     for name, time_written in before.items():
         assert (tmp_path / "part" / name).stat().st_mtime_ns == time_written
+
+
+@pytest.mark.parametrize("part", ["image_processor", "tokenizer"])
+def test_another_processor_is_another_run(part, checkpoint, photos, tmp_path):
+    changed = tmp_path / "changed"
+    shutil.copytree(checkpoint, changed)
+    embed(checkpoint, photos, tmp_path / "out")
+    if part == "tokenizer":
+        tokenizer = ClipHfTokenizer.from_pretrained(changed)
+        tokenizer.model_max_length -= 1
+        tokenizer.save_pretrained(changed)
+    else:
+        ClipHfImageProcessor.from_pretrained(changed, image_mean=[0.4, 0.4, 0.4]).save_pretrained(changed)
+    run = embed(changed, photos, tmp_path / "out")
+    assert run.returncode != 0 and f"{part}:" in run.stderr
 
 
 def test_another_run_in_the_same_folder_is_refused(checkpoint, photos, tmp_path):
@@ -136,7 +152,9 @@ def test_two_processes_share_the_work(checkpoint, photos, tmp_path):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     run = embed(checkpoint, photos, tmp_path / "two", "--shard_size", 2, launcher=launcher)
     assert run.returncode == 0, run.stderr
-    for file in (tmp_path / "one").glob("*.parquet"):
+    files = list((tmp_path / "one").glob("*.parquet"))
+    assert len(files) >= 2
+    for file in files:
         assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()
 
 

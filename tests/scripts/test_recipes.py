@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from clip_hf import ClipHfModel
+from clip_hf import ClipHfConfig, ClipHfModel
 from clip_hf.model.architectures_clip_hf import ARCHITECTURES
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.parameter_groups import decay_parameter_names
@@ -63,7 +63,7 @@ def test_recipe_is_the_papers(architecture, train_script):
     else:
         assert (model_args.architecture, args.num_train_epochs) == (architecture, 32)
     with torch.device("meta"):
-        model = ClipHfModel(train_script.ClipHfConfig.from_architecture(architecture))
+        model = ClipHfModel(ClipHfConfig.from_architecture(architecture))
     assert model.num_parameters() == num_parameters
 
     optimizer, options = ClipTrainer.get_optimizer_cls_and_kwargs(args, model)

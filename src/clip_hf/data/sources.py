@@ -28,7 +28,7 @@ _HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?::([\w.\[\]%+-]+))?")
 
 
 class Examples(Protocol):
-    """A sequence of examples: "image", a picture in any form that the processor takes, and "captions" or "text"."""
+    """A sequence of examples: "image", an image in any form that the processor takes, and "captions" or "text"."""
 
     def __len__(self) -> int:
         """Returns the number of examples."""

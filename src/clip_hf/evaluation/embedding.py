@@ -1,4 +1,4 @@
-"""Embeddings of many pictures or texts, written to Parquet files that a second run completes.
+"""Embeddings of many images or texts, written to Parquet files that a second run completes.
 
 The rows are divided into files of equal size, by their order alone. A file is written under another name and then
 renamed, so it is there as a whole or not at all; processes share the files among themselves and never wait for each
@@ -31,7 +31,7 @@ BROKEN_FILE = "broken.jsonl"
 
 
 class Input(Protocol):
-    """A picture (path or bytes) or a text, with its id."""
+    """An image (path or bytes) or a text, with its id."""
 
     @property
     def id(self) -> str:
@@ -39,19 +39,19 @@ class Input(Protocol):
 
     @property
     def value(self) -> Any:
-        """Returns the picture or the text."""
+        """Returns the image or the text."""
 
 
 class Embedder:
-    """Turns pictures and texts into unit embeddings.
+    """Turns images and texts into unit embeddings.
 
     Args:
         model: a `ClipHfModel`, or one of transformers' with its methods, such as `CLIPModel` and `SiglipModel`.
-        image_processor: makes `pixel_values`; None if there are no pictures.
+        image_processor: makes `pixel_values`; None if there are no images.
         tokenizer: makes `input_ids`; None if there are no texts.
-        batch_size: pictures or texts at a time.
-        num_workers: processes that decode pictures.
-        advance: called with the number of pictures or texts after each batch.
+        batch_size: images or texts at a time.
+        num_workers: processes that decode images.
+        advance: called with the number of images or texts after each batch.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Embedder:
     def embed_images(
         self, images: Sequence[Input] | Subset, before_projection: bool = False
     ) -> tuple[list[str], Tensor, list[dict[str, str]]]:
-        """Returns the ids of the pictures that decode, their embeddings (B, E), and id and reason of the others.
+        """Returns the ids of the images that decode, their embeddings (B, E), and id and reason of the others.
 
         Args:
-            images: B pictures.
+            images: B images.
             before_projection: return the image tower's features (B, D) as they are, not projected and not normalised.
         """
         raw = {"do_rescale": False, "do_normalize": False} if self.model.config.model_type == "clip_hf" else {}
@@ -85,7 +85,7 @@ class Embedder:
             images,  # type: ignore[arg-type]
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            collate_fn=partial(_prepare_pictures, image_processor=self.image_processor, options=raw),
+            collate_fn=partial(_prepare_images, image_processor=self.image_processor, options=raw),
         )
         ids, embeds, broken = [], [], []
         for batch_ids, pixel_values, batch_broken in loader:
@@ -123,19 +123,19 @@ class Embedder:
         return torch.empty(len(order), embeds[0].shape[1]).index_copy_(0, torch.tensor(order), torch.cat(embeds))
 
 
-def _prepare_pictures(
+def _prepare_images(
     images: Sequence[Input], image_processor: Any, options: dict[str, Any]
 ) -> tuple[list[str], list[Tensor], list[dict[str, str]]]:
-    """Returns ids and pixels (1, 3, H, W) of the pictures that decode, id and reason of the others."""
+    """Returns ids and pixels (1, 3, H, W) of the images that decode, id and reason of the others."""
     ids, pixel_values, broken = [], [], []
     for image in images:
         try:
-            picture = decode_image(image.value, name=image.id)
+            image = decode_image(image.value, name=image.id)
         except ImageDecodingError as error:
             broken.append({"id": image.id, "reason": str(error)})
             continue
         ids.append(image.id)
-        pixel_values.append(image_processor(picture, return_tensors="pt", **options)["pixel_values"])
+        pixel_values.append(image_processor(image, return_tensors="pt", **options)["pixel_values"])
     return ids, pixel_values, broken
 
 
@@ -186,7 +186,7 @@ def write_embeddings(
     """Writes this process's share of the files `<modality>-00000.parquet`, ..., leaving out those that are there.
 
     A file has the columns `id` (string) and `embedding` (E float32, unit length). Beside each stands a list of the
-    pictures that did not decode, which `collect_broken` puts together.
+    images that did not decode, which `collect_broken` puts together.
 
     Args:
         embedder: the model and what prepares its inputs.
@@ -211,7 +211,7 @@ def write_embeddings(
 
 
 def collect_broken(output_dir: Path) -> list[dict[str, str]]:
-    """Returns id and reason of every picture that did not decode, and writes them to broken.jsonl."""
+    """Returns id and reason of every image that did not decode, and writes them to broken.jsonl."""
     files = sorted(output_dir.glob("*.broken"))
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     _write_text(output_dir / BROKEN_FILE, "".join(f"{line}\n" for line in lines))

@@ -216,6 +216,17 @@ def describe_model(embedder: Embedder) -> dict[str, Any]:
     return json.loads(json.dumps(facts, default=str, sort_keys=True))
 
 
+def digest_parts(embedder: Embedder) -> dict[str, str]:
+    """Returns a digest of each part of an embedder that its embeddings depend on, by the part's name."""
+    facts = describe_model(embedder)
+    parts = {"model": [facts["weights"], facts["config"]]}
+    parts |= {name: facts[name] for name in ("image_processor", "tokenizer")}
+    return {
+        name: hashlib.blake2b(json.dumps(part, sort_keys=True).encode(), digest_size=16).hexdigest()
+        for name, part in parts.items()
+    }
+
+
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("truncation", "padding"):  # what the last call asked for

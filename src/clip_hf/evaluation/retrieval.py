@@ -186,7 +186,8 @@ class _Direction:
         queries = slice(first, first + similarities.shape[1 - self.dim])
         best = self.best[queries].to(similarities.device).unsqueeze(self.dim)
         above = similarities > (best + error).float()
-        self.num_better[queries] += above.sum(dim=self.dim).cpu()
+        # As bytes, booleans are added in half the time.
+        self.num_better[queries] += above.view(torch.uint8).sum(dim=self.dim, dtype=torch.int32).cpu()
         rows, columns = ((similarities >= (best - error).float()) ^ above).nonzero(as_tuple=True)
         return rows.cpu(), columns.cpu()
 

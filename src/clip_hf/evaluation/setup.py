@@ -31,7 +31,7 @@ class EvaluationArguments:
     data: str = field(
         metadata={"help": "Folder with metadata, .jsonl, .csv, .parquet or .tar files, or Hub data set as name:split."}
     )
-    output_dir: Path = field(metadata={"help": "Folder of results.json and the pictures."})
+    output_dir: Path = field(metadata={"help": "Folder of results.json and the images."})
     cache_dir: Path = field(
         default=Path("outputs/features"),
         metadata={"help": "Folder of features, which are computed once for the same model and contents."},

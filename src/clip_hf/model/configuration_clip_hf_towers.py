@@ -198,7 +198,7 @@ class ClipHfTextConfig(ClipHfTransformerConfig):
 
 
 class ClipHfImageConfig(ClipHfBaseConfig):
-    """The fields that describe the pictures an image tower takes.
+    """The fields that describe the images an image tower takes.
 
     Args:
         image_size: height and width in pixels.

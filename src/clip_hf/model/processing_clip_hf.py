@@ -14,7 +14,7 @@ __all__ = ["ClipHfImageProcessor", "ClipHfProcessor", "ClipHfTokenizer"]
 
 
 class ClipHfProcessor(ProcessorMixin):
-    """Prepares pictures, texts or both: `processor(images=..., text=..., return_tensors="pt")`.
+    """Prepares images, texts or both: `processor(images=..., text=..., return_tensors="pt")`.
 
     Pictures become `pixel_values` (B, 3, H, W), texts `input_ids` and `attention_mask` (B, L).
 
