@@ -15,6 +15,7 @@ from clip_hf.data.data_args import DataArguments
 from clip_hf.data.dry_run import dry_run
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.initial_weights import whole_on_every_process
+from clip_hf.training.lora import Adapter
 from clip_hf.training.model_args import ModelArguments, build_model
 from clip_hf.training.recipe import parse_recipe
 from clip_hf.training.zero_shot import ZeroShotArguments
@@ -35,10 +36,13 @@ def main(args: list[str] | None = None) -> None:
         loading = {"batch_size": training_args.train_batch_size, "num_workers": training_args.dataloader_num_workers}
         return print(json.dumps(dry_run(pairs, data_args.dry_run_data, training_args.output_dir, **loading), indent=2))
     eval_pairs = eval_source and ImageTextPairs(eval_source, processor, "evaluation")
+    adapter = Adapter(model, model_args.lora_rank, training_args) if model_args.lora_rank is not None else None
     trainer = ClipTrainer(model, training_args, ImageTextCollator(processor), pairs, eval_pairs, processor)
     if (zero_shot := zero_shot_args.open(processor, training_args.eval_batch_size)) is not None:
         trainer.evaluate_also(zero_shot)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    if adapter is not None:
+        adapter.save_and_merge(training_args.output_dir, training_args.should_save)
     trainer.save_model()
     trainer.end()
 

@@ -12,7 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-import clip_hf  # noqa: F401  registers the Auto classes
+from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
+from clip_hf.conversion.reading import read_checkpoint
+from clip_hf.conversion.writing import write_checkpoint
+from tests.tiny_models import TEXT, VISION
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train.py"
@@ -33,11 +36,16 @@ def launch(launcher: list[str], folder: Path, *options: str) -> dict[str, torch.
     return load_file(folder / "model.safetensors")
 
 
-def test_a_recipe_leaves_a_checkpoint_that_the_auto_classes_open(tmp_path):
+@pytest.fixture
+def script():
     spec = importlib.util.spec_from_file_location("train", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     sys.modules["train"] = script  # where dataclasses look for their module
     spec.loader.exec_module(script)
+    return script
+
+
+def test_a_recipe_leaves_a_checkpoint_that_the_auto_classes_open(script, tmp_path):
     script.main([str(RECIPE), *OPTIONS, "--global_batch_size", "8", "--output_dir", str(tmp_path)])
 
     model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
@@ -50,6 +58,54 @@ def test_a_recipe_leaves_a_checkpoint_that_the_auto_classes_open(tmp_path):
     again = tmp_path / "again"
     script.main([*OPTIONS, "--model", str(tmp_path), "--train_data", "shapes", "--output_dir", str(again)])
     assert json.loads((again / "results.json").read_text())["model"]["projection_dim"] == 64
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A small ViT with its processor."""
+    tokenizer = ClipHfTokenizer.train(["a red circle", "a blue heart"], vocab_size=560, context_length=16)
+    text_config = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 16}
+    config = ClipHfConfig(text_config=text_config, vision_config=VISION["vit"], projection_dim=32)
+    size = config.vision_config.image_size
+    ClipHfModel(config).save_pretrained(tmp_path / "own")
+    ClipHfProcessor(ClipHfImageProcessor(size=size, crop_size=size), tokenizer).save_pretrained(tmp_path / "own")
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize("layout", ["clip_hf", "transformers", "open_clip"])
+def test_a_checkpoint_of_any_layout_is_trained_further(layout, script, checkpoint, tmp_path):
+    """With a rate of zero, it comes out as it went in; at another resolution, with as many positions as that takes."""
+    write_checkpoint(read_checkpoint(str(checkpoint)), tmp_path / "source", layout)
+    for size, grid in ((32, 4), (64, 8)):
+        arguments = [
+            "--model",
+            str(tmp_path / "source"),
+            "--train_data",
+            "shapes",
+            "--output_dir",
+            str(tmp_path / "out"),
+        ]
+        arguments += ["--max_steps", "1", "--per_device_train_batch_size", "4", "--learning_rate", "0"]
+        script.main([*arguments, "--image_size", str(size), "--warmup_steps", "0", "--disable_tqdm", "true"])
+        found, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", checkpoint))
+        positions = "vision_model.embeddings.position_embedding"
+        assert found[positions].shape[0] == 1 + grid**2
+        for name, tensor in before.items():
+            assert torch.equal(found[name], tensor) or (size == 64 and name == positions), name
+        processor = AutoProcessor.from_pretrained(tmp_path / "out")
+        assert processor.image_processor.crop_size["height"] == size
+
+
+def test_an_adapter_is_trained_saved_and_merged(script, checkpoint, tmp_path):
+    arguments = ["--model", str(checkpoint), "--train_data", "shapes", "--output_dir", str(tmp_path / "out")]
+    arguments += ["--max_steps", "2", "--per_device_train_batch_size", "4", "--warmup_steps", "0"]
+    script.main([*arguments, "--lora_rank", "2", "--disable_tqdm", "true"])
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    found, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", checkpoint))
+    assert found.keys() == before.keys()
+    assert {name for name in found if not torch.equal(found[name], before[name])}
+    with pytest.raises(ValueError, match="name one with model"):
+        script.main(["--train_data", "shapes", "--output_dir", str(tmp_path / "new"), "--lora_rank", "2"])
 
 
 @pytest.mark.slow

@@ -57,4 +57,6 @@ def save(file: Path, row: str, unit: str, options: Namespace, cases: list[dict[s
             print(f"  {case['times_faster']} times the best peer{target}")
         if "share_of_floor" in case:
             print(f"  {case['share_of_floor']:.0%} of the floor: {case['floor']}")
+        if "why" in case:
+            print(f"  {case['why']}")
     print(f"\nsaved to {file}")

@@ -128,13 +128,13 @@ def _prepare_images(
 ) -> tuple[list[str], list[Tensor], list[dict[str, str]]]:
     """Returns ids and pixels (1, 3, H, W) of the images that decode, id and reason of the others."""
     ids, pixel_values, broken = [], [], []
-    for image in images:
+    for one in images:
         try:
-            image = decode_image(image.value, name=image.id)
+            image = decode_image(one.value, name=one.id)
         except ImageDecodingError as error:
-            broken.append({"id": image.id, "reason": str(error)})
+            broken.append({"id": one.id, "reason": str(error)})
             continue
-        ids.append(image.id)
+        ids.append(one.id)
         pixel_values.append(image_processor(image, return_tensors="pt", **options)["pixel_values"])
     return ids, pixel_values, broken
 

@@ -25,6 +25,14 @@ class ModelArguments:
     image_size: int | None = field(default=None, metadata={"help": "Side of the images in pixels, if another."})
     tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer's folder; by default, one is trained."})
     vocab_size: int = field(default=49_408, metadata={"help": "Most entries of a tokenizer that is trained."})
+    lora_rank: int | None = field(
+        default=None, metadata={"help": "Rank of an adapter that is trained in place of the weights of `model`."}
+    )
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for an adapter of weights that nobody has trained."""
+        if self.lora_rank is not None and self.model is None:
+            raise ValueError("lora_rank is for training a checkpoint further: name one with model")
 
 
 def build_tokenizer(

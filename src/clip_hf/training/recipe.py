@@ -26,7 +26,7 @@ def parse_recipe(
     for action in required:
         action.required = False
     recipe = parser.parse_known_args(args)[0].recipe
-    options = {} if recipe is None else yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {}
+    options = {} if recipe is None else read_recipe(recipe)
     unknown = sorted(options.keys() - {action.dest for action in parser._actions})
     if unknown:
         raise ValueError(f"{recipe} sets {', '.join(unknown)}, which are no options of this command: see --help")
@@ -34,3 +34,12 @@ def parse_recipe(
     for action in required:
         action.required = action.dest not in options
     return parser.parse_args_into_dataclasses(args)[: len(dataclasses)]
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Returns the options that a recipe sets.
+
+    Args:
+        recipe: a YAML file.
+    """
+    return yaml.safe_load(Path(recipe).read_text(encoding="utf-8")) or {}
