@@ -33,7 +33,7 @@ def render_table(cases: list[dict[str, Any]]) -> str:
         ours = f"{rates[case['ours']]:,.4g} {case['unit']}/s"
         peer = f"{rates[case['best_peer']]:,.4g}, {case['best_peer']}" if "best_peer" in case else ""
         ratio = f"{case['times_faster']:.3g}" if "times_faster" in case else ""
-        aim = f" ({case['target']:g})" if "target" in case else ""
+        aim = f" ({case['target']:g})" if ratio and "target" in case else ""
         share = f"{case['share_of_floor']:.0%}" if "share_of_floor" in case else ""
         memory = case.get("peak_megabytes_above_inputs", {})
         held = "; " + ", ".join(f"{name} {megabytes:,} MB" for name, megabytes in memory.items()) if memory else ""

@@ -20,6 +20,7 @@ from torch.nn.functional import normalize
 from clip_hf import ZeroShotClassifier
 from clip_hf.evaluation.embedding import Embedder
 
+BOUND = "Prompts that follow one another are alike in length: transformers pads little of them."
 TEMPLATES = ["a photo of a {}.", "a blurry photo of a {}.", "a photo of many {}.", "a photo of the large {}."]
 TEMPLATES += ["a photo of the small {}.", "a drawing of a {}.", "{} in the wild."]
 
@@ -74,8 +75,8 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
     cases = []
     for (title, ways), amount in zip(rows.items(), (len(captions), 7 * len(names)), strict=True):
         case = compare(title, take_turns(ways, args.repeats, title), amount, target=1.2)
-        rates = case["per_second"]
-        cases.append(case | {"times_open_clip": round(rates["clip_hf"] / rates["open_clip"], 2)})
+        case["times_open_clip"] = round(case["per_second"]["clip_hf"] / case["per_second"]["open_clip"], 2)
+        cases.append(case | ({"why": BOUND} if case["times_faster"] < case["target"] else {}))
     some = {way: getattr(encoders, way)(captions[:100]) for way in peers}
     cases[0]["largest_difference"] = max((embeds - some["open_clip"]).abs().max().item() for embeds in some.values())
     return cases
