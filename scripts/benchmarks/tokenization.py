@@ -15,7 +15,7 @@ from measuring.captions import CAPTIONS_HELP, default_captions, read_captions
 from measuring.reports import RESULTS, save
 from measuring.rounds import compare, take_turns
 
-BOUND = "Half of the time the tokenizers library splits and merges; the rest, transformers makes lists of its results."
+BOUND = "Most of the time the tokenizers library splits and merges words: the floor."
 
 
 def main() -> None:

@@ -199,11 +199,22 @@ def test_padding_repeats_the_end_token_on_the_right(small):
     assert torch.equal(collated["input_ids"], batch["input_ids"])
 
 
-@pytest.mark.parametrize("options", [{}, {"return_offsets_mapping": True, "return_length": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": "max_length"},
+        {"max_length": 9, "truncation": True},
+        {"return_attention_mask": False},
+        {"add_special_tokens": False},
+        {"pad_to_multiple_of": 8},
+        {"return_offsets_mapping": True, "return_length": True},
+    ],
+)
 def test_tensors_are_those_that_transformers_makes(small, options):
     texts = ["the river", "a", "the river " * 50]
-    ours = small(texts, padding=True, return_tensors="pt", **options)
-    theirs = small(texts, padding=True, **options).convert_to_tensors("pt")
+    ours = small(texts, **{"padding": True, "return_tensors": "pt", **options})
+    theirs = small(texts, **{"padding": True, **options}).convert_to_tensors("pt")
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert torch.equal(ours[name], tensor) and ours[name].dtype == tensor.dtype == torch.int64, name

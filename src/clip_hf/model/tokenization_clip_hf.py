@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tokenizers import AddedToken, models, processors, trainers
 from transformers import BatchEncoding, TokenizersBackend
-from transformers.tokenization_utils_base import LARGE_INTEGER
-from transformers.utils import logging
+from transformers.tokenization_utils_base import LARGE_INTEGER, TruncationStrategy
+from transformers.utils import PaddingStrategy, logging
 
 from .bpe_clip_hf import (
     END_OF_TEXT,
@@ -254,12 +254,34 @@ class ClipHfTokenizer(TokenizersBackend):
         if isinstance(text, list | tuple) and not text:
             raise ValueError("There are no texts to encode: the list is empty")
         self._check_padding_side(kwargs.get("padding_side"))
-        is_batch = isinstance(text, list | tuple) and not kwargs.get("is_split_into_words")
-        wants_tensors = is_batch and kwargs.get("return_tensors") == "pt"
-        if wants_tensors:
-            del kwargs["return_tensors"]
-        encoding = super()._encode_plus(self._prepare(text), None, *args, **kwargs)
-        return _as_tensors(encoding) if wants_tensors else encoding
+        if _is_plain_padded_batch(text, kwargs):
+            return self._encode_padded([self._prepare(one) for one in text], **kwargs)
+        return super()._encode_plus(self._prepare(text), None, *args, **kwargs)
+
+    def _encode_padded(self, texts: list[Any], **options: Any) -> BatchEncoding:
+        # transformers makes lists of numbers, padding included, and a tensor of them: as long again as to tokenize.
+        strategy, max_length = options["padding_strategy"], options.get("max_length")
+        self.set_truncation_and_padding(
+            padding_strategy=PaddingStrategy.DO_NOT_PAD,
+            truncation_strategy=options["truncation_strategy"],
+            max_length=max_length,
+            stride=0,
+            pad_to_multiple_of=None,
+            padding_side=None,
+        )
+        self._tokenizer.encode_special_tokens = self.split_special_tokens
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=options.get("add_special_tokens", True))
+        rows = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        longest = max(lengths.max(), max_length if strategy == PaddingStrategy.MAX_LENGTH else 0)
+        is_token = np.arange(longest) < lengths[:, None]
+        input_ids = np.full(is_token.shape, self.pad_token_id)
+        input_ids[is_token] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, lengths.sum())
+        tensors = {"input_ids": torch.from_numpy(input_ids)}
+        wants_mask = options.get("return_attention_mask")
+        if wants_mask or (wants_mask is None and "attention_mask" in self.model_input_names):
+            tensors["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
+        return BatchEncoding(tensors, encodings)
 
     def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
         """Makes added tokens match in any case: what is cleaned reaches the tokenizers library in lower case."""
@@ -294,14 +316,20 @@ class ClipHfTokenizer(TokenizersBackend):
         return super()._save_pretrained(*args, **kwargs)
 
 
-def _as_tensors(encoding: BatchEncoding) -> BatchEncoding:
-    """Makes tensors of the lists of a batch; transformers' way, number by number, takes longer than to tokenize."""
-    rows = encoding["input_ids"]
-    if any(len(row) != len(rows[0]) for row in rows):
-        return encoding.convert_to_tensors("pt")  # for its error
-    for name, values in encoding.items():
-        encoding[name] = torch.from_numpy(np.array(values))
-    return encoding
+def _is_plain_padded_batch(text: Any, options: dict[str, Any]) -> bool:
+    """Whether a list of texts is to become padded tensors of ids, and nothing else is asked for."""
+    others = (
+        *("is_split_into_words", "pad_to_multiple_of", "split_special_tokens", "stride", "return_token_type_ids"),
+        *("return_overflowing_tokens", "return_special_tokens_mask", "return_offsets_mapping", "return_length"),
+    )
+    return (
+        isinstance(text, list | tuple)
+        and all(isinstance(one, str) for one in text)
+        and options.get("return_tensors") == "pt"
+        and options.get("padding_strategy") in (PaddingStrategy.LONGEST, PaddingStrategy.MAX_LENGTH)
+        and options.get("truncation_strategy") == TruncationStrategy.LONGEST_FIRST
+        and not any(options.get(name) for name in others)
+    )
 
 
 def check_context_length(context_length: int) -> None:
