@@ -7,7 +7,6 @@ every rank adds one to its `samples_RANK`: the number and what is in its batch.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,7 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=True)
     if args.process_index == 0:
         Path(args.output_dir, "is_complete").touch()
-    if "RANK" in os.environ:
-        torch.distributed.destroy_process_group()
+    trainer.end()
 
 
 if __name__ == "__main__":

@@ -95,18 +95,20 @@ def test_second_run_completes_the_first_and_touches_nothing_else(checkpoint, pho
         assert (tmp_path / "part" / name).stat().st_mtime_ns == time_written
 
 
-@pytest.mark.parametrize("part", ["image_processor", "tokenizer"])
-def test_another_processor_is_another_run(part, checkpoint, photos, tmp_path):
-    changed = tmp_path / "changed"
+@pytest.mark.parametrize(("part", "modality"), [("image_processor", "image"), ("tokenizer", "text")])
+def test_another_processor_is_another_run(part, modality, checkpoint, photos, tmp_path):
+    changed, captions = tmp_path / "changed", tmp_path / "captions.txt"
     shutil.copytree(checkpoint, changed)
-    embed(checkpoint, photos, tmp_path / "out")
+    captions.write_text("\n".join(CAPTIONS), encoding="utf-8")
     if part == "tokenizer":
         tokenizer = ClipHfTokenizer.from_pretrained(changed)
         tokenizer.model_max_length -= 1
         tokenizer.save_pretrained(changed)
     else:
         ClipHfImageProcessor.from_pretrained(changed, image_mean=[0.4, 0.4, 0.4]).save_pretrained(changed)
-    run = embed(changed, photos, tmp_path / "out")
+    data = captions if modality == "text" else photos
+    embed(checkpoint, data, tmp_path / "out", "--modality", modality)
+    run = embed(changed, data, tmp_path / "out", "--modality", modality)
     assert run.returncode != 0 and f"{part}:" in run.stderr
 
 

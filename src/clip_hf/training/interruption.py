@@ -1,8 +1,11 @@
 """SIGTERM, as batch systems send it before they take a machine back: the run saves a checkpoint and ends."""
 
+import atexit
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,16 +20,26 @@ logger = logging.get_logger(__name__)
 EXIT_CODE = 128 + signal.SIGTERM  # what a shell reports of a process that SIGTERM ended
 
 
-def ignore_sigterm(init_worker: Callable[[int], None] | None, worker_id: int) -> None:
-    """Makes a data loader's worker go on until its trainer stops; batch systems signal every process.
+def outlasting_sigterm(init_worker: Callable[[int], None] | None = None) -> Callable[[int], None]:
+    """Returns what makes a data loader's worker go on until its trainer stops; batch systems signal every process.
 
     Args:
         init_worker: what else a worker begins with.
-        worker_id: its number.
     """
+    atexit.register(_kill_workers)  # after which multiprocessing would wait for them: to it, SIGTERM is enough
+    return partial(_ignore_sigterm, init_worker)
+
+
+def _ignore_sigterm(init_worker: Callable[[int], None] | None, worker_id: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if init_worker is not None:
         init_worker(worker_id)
+
+
+def _kill_workers() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class StopOnSigterm(TrainerCallback):

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from clip_hf.distributed import all_gather
 from clip_hf.training.checkpoints import UNFINISHED, checkpoint_to_resume, discard_oldest, publish, settle
-from clip_hf.training.interruption import EXIT_CODE, StopOnSigterm, ignore_sigterm
+from clip_hf.training.interruption import EXIT_CODE, StopOnSigterm, outlasting_sigterm
 from clip_hf.training.training_args import ClipTrainingArguments
 
 DATA_STATE = "data_state_{rank}.json"
+SECONDS_FOR_THREADS = 0.2  # to let go of their last tensors, before Python ends
 
 
 class EpochCallback(TrainerCallback):
@@ -91,6 +93,13 @@ class ResumableTrainer(Trainer):
             sys.exit(EXIT_CODE)
         return output
 
+    def end(self) -> None:
+        """Leaves the other processes; the last thing that a program does with a trainer."""
+        super().end()
+        # DeepSpeed keeps gloo's groups, and their threads let go of the last tensors a moment after the work is done:
+        # if that falls into the end of Python, the process aborts.
+        time.sleep(SECONDS_FOR_THREADS)
+
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
         if self._sigterm.is_stopped:  # or transformers would load the best checkpoint and might delete the newest
             self.state.best_model_checkpoint = None
@@ -119,13 +128,13 @@ class ResumableTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory and args.device.type == "cuda",
             drop_last=args.dataloader_drop_last,
             gather=partial(_gather_on, args.device),
-            init_worker=partial(ignore_sigterm, None),
+            init_worker=outlasting_sigterm(),
         )
         return self._loader
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = partial(ignore_sigterm, loader.worker_init_fn)
+        loader.worker_init_fn = outlasting_sigterm(loader.worker_init_fn)
         return loader
 
     def _init_training_state(
