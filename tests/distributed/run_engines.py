@@ -72,7 +72,8 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
     averages = (
         gradient_averages(trainer, case["engine"]) if case.get("optim_state", case["optim"] == "adamw_torch") else {}
     )
-    return {"log": log, "parameters": parameters, "averages": averages, "metrics": metrics}
+    buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    return {"log": log, "parameters": parameters, "buffers": buffers, "averages": averages, "metrics": metrics}
 
 
 def deepspeed_config(engine: str) -> dict[str, Any] | None:

@@ -34,11 +34,19 @@ ADAM_EPSILON = 1e-6  # with the ResNets' 1e-8, rounding alone moves weights behi
 KEY_BIASES = ("qkv.bias", "k_proj.bias")
 
 
-def make_case(engine: str, model: str, optim: str = "sgd", chunked: bool = True, tiled: bool = True) -> dict[str, Any]:
+def make_case(
+    engine: str,
+    model: str,
+    optim: str = "sgd",
+    chunked: bool = True,
+    tiled: bool = True,
+    synced: bool = False,
+) -> dict[str, Any]:
     """One run; `model` is the name of a checkpoint that the fixture `models` makes, and begins with the tower's."""
     tower = model.split("-")[0]
+    ways = ["chunked" if chunked else "whole", "tiled" if tiled else "plain", *(["synced"] if synced else [])]
     return {
-        "name": f"{engine}-{model}-{optim}-{'chunked' if chunked else 'whole'}-{'tiled' if tiled else 'plain'}",
+        "name": "-".join([engine, model, optim, *ways]),
         "engine": engine,
         "model": model,
         "optim": optim,
@@ -47,6 +55,7 @@ def make_case(engine: str, model: str, optim: str = "sgd", chunked: bool = True,
             "grad_cache_chunk_size": CHUNK_SIZES[tower] if chunked else None,
             "loss_tile_size": TILE_SIZE if tiled else None,
             "adam_epsilon": ADAM_EPSILON,
+            "sync_batch_norm": synced,
         },
     }
 
@@ -54,6 +63,7 @@ def make_case(engine: str, model: str, optim: str = "sgd", chunked: bool = True,
 FAST_CASES = [
     make_case("ddp", "vit"),
     make_case("ddp", "resnet", chunked=False, tiled=False),
+    make_case("ddp", "resnet", tiled=False, synced=True),
     make_case("fsdp2", "vit"),
     make_case("zero2", "vit", chunked=False),
     make_case("zero3", "vit", "adamw_torch"),
@@ -67,6 +77,7 @@ MATRIX = [
     for chunked in (False, True)
     for tiled in (False, True)
 ]
+SYNCED = [make_case(engine, "resnet", chunked=chunked, synced=True) for engine in ENGINES for chunked in (False, True)]
 BOUND = [make_case(engine, model) for engine in ENGINES for model in ("vit-hot", "vit-memorized")]
 
 
@@ -110,25 +121,31 @@ def launch(
 
 
 @functools.cache
-def reference(model_folder: Path, optim: str, num_pairs: int, group_size: int) -> dict[str, Any]:
+def reference(
+    model_folder: Path, optim: str, num_pairs: int, group_size: int, is_synced: bool = False
+) -> dict[str, Any]:
     """The same training written out: one process, the whole batch, and nothing of ours but the model.
 
-    `group_size` is how many images a batch norm sees at a time.
+    A batch norm sees `group_size` images at a time, of one rank or, `is_synced`, that many of each rank.
     """
+    groups = torch.arange(BATCH_SIZE).split(group_size)
+    if is_synced:
+        groups = torch.arange(BATCH_SIZE).view(NUM_RANKS, -1, group_size).transpose(0, 1).flatten(1).unbind()
     model = ClipHfModel.from_pretrained(model_folder).train()
     decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
+    decays = [{"params": decayed, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
     if optim == "sgd":
-        optimizer = torch.optim.SGD(groups, lr=LEARNING_RATES[optim])
+        optimizer = torch.optim.SGD(decays, lr=LEARNING_RATES[optim])
     else:
         tower = model_folder.name.split("-")[0]
-        optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATES[optim], betas=ADAM_BETAS[tower], eps=ADAM_EPSILON)
+        optimizer = torch.optim.AdamW(decays, lr=LEARNING_RATES[optim], betas=ADAM_BETAS[tower], eps=ADAM_EPSILON)
     pairs = TinyPairs(model.config, num_pairs)
     log = []
     for start in range(0, NUM_STEPS * BATCH_SIZE, BATCH_SIZE):
         batch = collate([pairs[index % num_pairs] for index in range(start, start + BATCH_SIZE)])
-        images = torch.cat([model(pixel_values=part).image_embeds for part in batch["pixel_values"].split(group_size)])
+        images = torch.cat([model(pixel_values=batch["pixel_values"][rows]).image_embeds for rows in groups])
+        images = images[torch.cat(groups).argsort()]
         texts = model(input_ids=batch["input_ids"]).text_embeds
         scale = bounded(model.logit_scale).exp()
         logits = scale * images @ texts.T
@@ -143,7 +160,8 @@ def reference(model_folder: Path, optim: str, num_pairs: int, group_size: int) -
         log.append({key: value.item() for key, value in entry.items()})
     named = dict(model.named_parameters())
     averages = {name: optimizer.state[parameter].get("exp_avg") for name, parameter in named.items()}
-    return {"log": log, "parameters": {n: p.detach() for n, p in named.items()}, "averages": averages}
+    parameters = {name: parameter.detach() for name, parameter in named.items()}
+    return {"log": log, "parameters": parameters, "averages": averages, "buffers": dict(model.named_buffers())}
 
 
 def bounded(logit_scale: Tensor) -> Tensor:
@@ -157,7 +175,11 @@ def bounded(logit_scale: Tensor) -> Tensor:
 def assert_same_training(case: dict[str, Any], found: dict[str, Any], models: Path) -> None:
     """`found` is what one process with the whole batch leaves."""
     group_size = case["arguments"]["grad_cache_chunk_size"] or BATCH_SIZE // NUM_RANKS
-    expected = reference(models / case["model"], case["optim"], case["num_pairs"], group_size)
+    is_synced = case["arguments"]["sync_batch_norm"]
+    expected = reference(models / case["model"], case["optim"], case["num_pairs"], group_size, is_synced)
+    for name, buffer in expected["buffers"].items():
+        if is_synced:
+            assert torch.allclose(found["buffers"][name], buffer, rtol=1e-5, atol=1e-5), name
     assert found["parameters"].keys() == expected["parameters"].keys()
     for name, parameter in expected["parameters"].items():
         if found["averages"]:  # of gradients, whose norm is bounded by 1
@@ -245,6 +267,13 @@ def test_every_engine_trains_as_one_process(engine, models, tmp_path):
     cases = [case for case in MATRIX if case["engine"] == engine]
     results = launch(cases, models, tmp_path)
     for case in cases:
+        assert_same_training(case, results[case["name"]], models)
+
+
+@pytest.mark.slow
+def test_synced_batch_norm_normalises_over_all_processes(models, tmp_path):
+    results = launch(SYNCED, models, tmp_path)
+    for case in SYNCED:
         assert_same_training(case, results[case["name"]], models)
 
 

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,9 @@ from tests.ranks import run_on_ranks
 
 NUM_PAIRS = 12
 TILE_SIZES = {"plain": 10**6, "tiled": 5, "chosen": None}
+DTYPES = {torch.float64: 1e-12, torch.float32: 1e-6}  # with the error allowed
+KINDS = ("plain", "grouped")
+GROUPS = torch.tensor([0, 1, 2, 0, 3, 3, 4, 0, 5, 3, 6, 1])  # some within one rank, some across all
 
 
 def _global_batch(dtype: torch.dtype = torch.float64, num_pairs: int = NUM_PAIRS):
@@ -20,17 +24,23 @@ def _global_batch(dtype: torch.dtype = torch.float64, num_pairs: int = NUM_PAIRS
     return images, texts, torch.tensor([30.0], dtype=dtype, requires_grad=True)
 
 
-def _paper_loss(images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+def _paper_loss(
+    images: torch.Tensor, texts: torch.Tensor, scale: torch.Tensor, groups: torch.Tensor | None = None
+) -> torch.Tensor:
     logits = images @ texts.T * scale
     labels = torch.arange(len(logits))
+    if groups is not None:
+        is_other = (groups[:, None] == groups) & (labels[:, None] != labels)
+        logits = logits.masked_fill(is_other, -torch.inf)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-@pytest.mark.parametrize("tile_size", [*TILE_SIZES.values(), NUM_PAIRS - 1, NUM_PAIRS])
-def test_one_process_needs_no_process_group(tile_size):
+@pytest.mark.parametrize("groups", [None, GROUPS, torch.zeros(NUM_PAIRS, dtype=torch.long)])
+@pytest.mark.parametrize("tile_size", [*TILE_SIZES.values(), 1, NUM_PAIRS - 1, NUM_PAIRS])
+def test_one_process_needs_no_process_group(tile_size, groups):
     batch = _global_batch()
 
-    actual, expected = clip_loss(*batch, tile_size), _paper_loss(*batch)
+    actual, expected = clip_loss(*batch, tile_size, groups), _paper_loss(*batch, groups)
 
     torch.testing.assert_close(actual, expected, rtol=1e-12, atol=0)
     for ours, theirs in zip(torch.autograd.grad(actual, batch), torch.autograd.grad(expected, batch), strict=True):
@@ -56,8 +66,20 @@ def test_tile_size_is_checked(tile_size):
         clip_loss(*_global_batch(), tile_size)
 
 
+def test_pairs_of_one_group_learn_nothing_of_each_other():
+    batch = _global_batch()
+
+    loss = clip_loss(*batch, groups=torch.zeros(NUM_PAIRS, dtype=torch.long))
+
+    assert loss == 0
+    assert not torch.autograd.grad(loss, batch)[0].any()
+
+
 def test_shapes_are_checked():
     images, texts, scale = _global_batch()
+
+    with pytest.raises(ValueError, match=r"a number for each of 12 pairs, got \(11,\)"):
+        clip_loss(images, texts, scale, groups=GROUPS[1:])
 
     with pytest.raises(ValueError, match=r"\(12, 10\) and text_embeds \(11, 10\)"):
         clip_loss(images, texts[:-1], scale)
@@ -68,7 +90,7 @@ def test_logits_are_held_whole_where_they_fill_one_tile(monkeypatch, tile_size, 
     sizes = []
     reduce_logits_in_tiles = clip.reduce_logits_in_tiles
     monkeypatch.setattr(
-        clip, "reduce_logits_in_tiles", lambda *args: sizes.append(args[-1]) or reduce_logits_in_tiles(*args)
+        clip, "reduce_logits_in_tiles", lambda *args: sizes.append(args[4]) or reduce_logits_in_tiles(*args)
     )
 
     clip_loss(*_global_batch(torch.float32, 1024), tile_size)
@@ -80,7 +102,7 @@ def test_large_batches_are_tiled_by_default(monkeypatch):
     sizes = []
     reduce_logits_in_tiles = clip.reduce_logits_in_tiles
     monkeypatch.setattr(
-        clip, "reduce_logits_in_tiles", lambda *args: sizes.append(args[-1]) or reduce_logits_in_tiles(*args)
+        clip, "reduce_logits_in_tiles", lambda *args: sizes.append(args[4]) or reduce_logits_in_tiles(*args)
     )
 
     clip_loss(*_global_batch(torch.float32, 1025))
@@ -103,7 +125,7 @@ class _Towers(torch.nn.Module):
 
 
 def _mismatches() -> list[str]:
-    """The messages for ranks of different batch size, text count, width and tile size."""
+    """The messages for ranks of different batch size, text count, width and tile size, and for one without groups."""
     last = rank() == world_size() - 1
     images, texts, scale = torch.ones(4, 8), torch.ones(4, 8), torch.tensor(10.0)
     cases = [
@@ -111,11 +133,12 @@ def _mismatches() -> list[str]:
         (images, texts[: 3 if last else 4], None),
         (images[:, : 6 if last else 8], texts[:, : 6 if last else 8], None),
         (images, texts, 2 if last else 3),
+        (images, texts, None, None if last else torch.arange(4)),
     ]
     messages = []
-    for image_embeds, text_embeds, tile_size in cases:
+    for image_embeds, text_embeds, *others in cases:
         with pytest.raises(ValueError) as error:
-            clip_loss(image_embeds, text_embeds, scale, tile_size)
+            clip_loss(image_embeds, text_embeds, scale, *others)
         messages.append(str(error.value))
     return messages
 
@@ -123,12 +146,12 @@ def _mismatches() -> list[str]:
 def _ranks_results() -> dict[str, object]:
     # The mismatches come first: whatever follows shows that they left the ranks in step.
     results: dict[str, object] = {"mismatches": _mismatches()}
-    for dtype in (torch.float64, torch.float32):
-        for name, tile_size in TILE_SIZES.items():
-            images, texts, scale = _global_batch(dtype)
-            own = [part.chunk(world_size())[rank()].detach().requires_grad_() for part in (images, texts)]
-            loss = clip_loss(*own, scale, tile_size)
-            results[f"{name} {dtype}"] = [loss.detach(), *torch.autograd.grad(loss, [*own, scale])]
+    for dtype, kind, (name, tile_size) in itertools.product(DTYPES, KINDS, TILE_SIZES.items()):
+        images, texts, scale = _global_batch(dtype)
+        own = [part.chunk(world_size())[rank()].detach().requires_grad_() for part in (images, texts)]
+        groups = GROUPS.chunk(world_size())[rank()] if kind == "grouped" else None
+        loss = clip_loss(*own, scale, tile_size, groups)
+        results[f"{name} {kind} {dtype}"] = [loss.detach(), *torch.autograd.grad(loss, [*own, scale])]
     for name, tile_size in TILE_SIZES.items():
         towers = DistributedDataParallel(_Towers())
         own = [part.chunk(world_size())[rank()].detach() for part in _global_batch()[:2]]
@@ -146,15 +169,16 @@ def ranks_results(request) -> list[dict]:
     return run_on_ranks(_ranks_results, request.param)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items())
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", TILE_SIZES)
-def test_mean_over_ranks_is_the_loss_of_the_global_batch(ranks_results, way, dtype, tolerance):
+def test_mean_over_ranks_is_the_loss_of_the_global_batch(ranks_results, way, kind, dtype, tolerance):
     batch = [part.detach().double().requires_grad_() for part in _global_batch(dtype)]
-    expected = _paper_loss(*batch)
+    expected = _paper_loss(*batch, GROUPS if kind == "grouped" else None)
     expected_grads = torch.autograd.grad(expected, batch)
 
     losses, image_grads, text_grads, scale_grads = zip(
-        *(result[f"{way} {dtype}"] for result in ranks_results), strict=True
+        *(result[f"{way} {kind} {dtype}"] for result in ranks_results), strict=True
     )
     num_ranks = len(ranks_results)
     # Each rank holds the gradients of its own rows, of which an average over ranks takes 1 / num_ranks.
@@ -176,7 +200,7 @@ def test_each_rank_reports_the_loss_of_its_own_pairs(ranks_results, way):
     pair_losses = sum(F.cross_entropy(matrix, labels, reduction="none") for matrix in (logits, logits.T)) / 2
 
     for result, expected in zip(ranks_results, pair_losses.detach().chunk(len(ranks_results)), strict=True):
-        torch.testing.assert_close(result[f"{way} torch.float64"][0], expected.mean())
+        torch.testing.assert_close(result[f"{way} plain torch.float64"][0], expected.mean())
 
 
 @pytest.mark.parametrize("way", TILE_SIZES)
@@ -198,16 +222,14 @@ def test_nan_on_one_rank_is_seen_by_all(ranks_results):
 @pytest.mark.parametrize(
     ("case", "first", "last"),
     [
-        (0, (4, 4, 8, 0), (3, 3, 8, 0)),
-        (1, (4, 4, 8, 0), (4, 3, 8, 0)),
-        (2, (4, 4, 8, 0), (4, 4, 6, 0)),
-        (3, (4, 4, 8, 3), (4, 4, 8, 2)),
+        (0, (4, 4, 8, 0, 0), (3, 3, 8, 0, 0)),
+        (1, (4, 4, 8, 0, 0), (4, 3, 8, 0, 0)),
+        (2, (4, 4, 8, 0, 0), (4, 4, 6, 0, 0)),
+        (3, (4, 4, 8, 3, 0), (4, 4, 8, 2, 0)),
+        (4, (4, 4, 8, 0, 1), (4, 4, 8, 0, 0)),
     ],
 )
 def test_ranks_that_differ_raise_on_every_rank(ranks_results, case, first, last):
     for result in ranks_results:
-        message = result["mismatches"][case]
-        assert (
-            f"rank 0 has (images, texts, width, tile_size) = {first}, rank {len(ranks_results) - 1} has {last}"
-            in message
-        )
+        rows = f"rank 0 has (images, texts, width, tile_size, has groups) = {first}, rank {len(ranks_results) - 1} has"
+        assert f"{rows} {last}" in result["mismatches"][case]

@@ -24,9 +24,9 @@ def _weighted_sum(reduced):
     return sum((part * torch.linspace(-0.5, 2, len(part), dtype=part.dtype)).sum() for part in reduced)
 
 
-def _assert_equal_reductions(inputs, first_match, tile_size):
-    tiled = reduce_logits_in_tiles(*inputs, first_match, tile_size)
-    plain = reduce_logits(*inputs, first_match)
+def _assert_equal_reductions(inputs, first_match, tile_size, groups=None):
+    tiled = reduce_logits_in_tiles(*inputs, first_match, tile_size, groups)
+    plain = reduce_logits(*inputs, first_match, groups)
 
     for ours, theirs in zip(tiled, plain, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
@@ -44,6 +44,14 @@ def test_tiles_equal_the_plain_reduction(tile_size, scale):
 @pytest.mark.parametrize(("num_images", "num_texts", "first_match"), [(5, 15, 0), (5, 15, 5), (5, 15, 10), (1, 9, 8)])
 def test_tiles_of_one_rank_equal_the_plain_reduction(num_images, num_texts, first_match):
     _assert_equal_reductions(_inputs(num_images, num_texts, 14.0), first_match, 4)
+
+
+@pytest.mark.parametrize(("num_images", "num_texts", "first_match"), [(29, 29, 0), (5, 15, 5), (5, 15, 10), (1, 9, 8)])
+@pytest.mark.parametrize("num_groups", [1, 3, 100])
+def test_tiles_leave_out_what_the_plain_reduction_does(num_images, num_texts, first_match, num_groups):
+    text_groups = torch.randint(num_groups, (num_texts,), generator=torch.Generator().manual_seed(num_groups))
+    groups = text_groups[first_match : first_match + num_images], text_groups
+    _assert_equal_reductions(_inputs(num_images, num_texts, 14.0), first_match, 4, groups)
 
 
 def test_duplicates_and_far_logits():

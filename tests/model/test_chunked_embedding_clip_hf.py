@@ -63,7 +63,7 @@ def test_the_recomputation_draws_the_same_random_numbers(monkeypatch):
             if hasattr(module, "attention_dropout"):
                 module.attention_dropout = 0.3
     found = embed_all(recomputed, (3, 3))
-    monkeypatch.setattr(chunked_embedding_clip_hf, "checkpoint", lambda embed, chunk, use_reentrant: embed(chunk))
+    monkeypatch.setattr(chunked_embedding_clip_hf, "checkpoint", lambda embed, chunk, **_options: embed(chunk))
     expected = embed_all(kept, (3, 3))
 
     assert torch.equal(found, expected)
@@ -75,7 +75,7 @@ def test_the_recomputation_draws_the_same_random_numbers(monkeypatch):
 def test_batch_norm_sees_each_chunk_once(monkeypatch):
     recomputed, kept = tiny_model("resnet").train(), tiny_model("resnet").train()
     embed_all(recomputed, (5, 5))
-    monkeypatch.setattr(chunked_embedding_clip_hf, "checkpoint", lambda embed, chunk, use_reentrant: embed(chunk))
+    monkeypatch.setattr(chunked_embedding_clip_hf, "checkpoint", lambda embed, chunk, **_options: embed(chunk))
     embed_all(kept, (5, 5))
 
     statistics = dict(kept.named_buffers())

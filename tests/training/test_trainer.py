@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from transformers import AutoModel, CLIPConfig, CLIPModel, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
@@ -52,7 +53,7 @@ def test_a_step_logs_what_a_run_is_judged_by(tmp_path):
 
 @pytest.mark.parametrize("tower", TOWERS)
 def test_activation_checkpointing_inside_chunks_changes_nothing(tower, tmp_path):
-    """A ResNet's pictures stay in the chunks that its batch norm sees."""
+    """A ResNet's images stay in the chunks that its batch norm sees."""
     trainers = [
         make_trainer(tmp_path, tiny_model(tower), grad_cache_chunk_size=4, activation_checkpointing=checkpointing)
         for checkpointing in (False, True)
@@ -62,6 +63,42 @@ def test_activation_checkpointing_inside_chunks_changes_nothing(tower, tmp_path)
     plain, checkpointed = (dict(trainer.model.state_dict()) for trainer in trainers)
     for name, tensor in plain.items():
         assert torch.equal(checkpointed[name], tensor), name
+
+
+@pytest.mark.parametrize(("tower", "chunk_size"), [("vit", None), ("vit", 4), ("resnet", 4)])
+def test_compiled_towers_train_as_they_do_otherwise(tower, chunk_size, tmp_path):
+    """In one graph each, and chunks, too; a ResNet's statistics move once a chunk."""
+    torch._dynamo.reset()
+    counters.clear()
+    trainers = [
+        make_trainer(tmp_path / "plain", tiny_model(tower), grad_cache_chunk_size=chunk_size),
+        make_trainer(
+            tmp_path / "compiled",
+            tiny_model(tower),
+            grad_cache_chunk_size=chunk_size,
+            torch_compile_backend="aot_eager",
+        ),
+    ]
+    for trainer in trainers:
+        trainer.train()
+        trainer.save_model()
+    plain, compiled = (AutoModel.from_pretrained(trainer.args.output_dir).state_dict() for trainer in trainers)
+    assert counters["stats"]["unique_graphs"] >= 2
+    assert not counters["graph_break"]
+    assert compiled.keys() == plain.keys()
+    for name, tensor in plain.items():
+        assert torch.allclose(compiled[name].float(), tensor.float(), atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_eight_bit_averages_train_nearly_as_others(tmp_path):
+    pytest.importorskip("torchao", reason="adamw_torch_8bit needs torchao")
+    logs = []
+    for optim in ("adamw_torch", "adamw_torch_8bit"):
+        trainer = make_trainer(tmp_path, optim=optim)
+        trainer.train()
+        logs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-3)
 
 
 def test_adam_is_told_what_the_paper_tells_it(tmp_path):

@@ -10,6 +10,7 @@ from clip_hf.training import ClipTrainingArguments
 ROOT = Path(__file__).parents[2]
 OWN_FIELDS = {
     "ema_decay",
+    "exclude_duplicate_texts",
     "global_batch_size",
     "grad_cache_chunk_size",
     "grad_cache_text_chunk_size",
@@ -18,6 +19,7 @@ OWN_FIELDS = {
     "layer_decay",
     "loss_tile_size",
     "patch_dropout",
+    "sync_batch_norm",
     "text_learning_rate",
     "text_locked_steps",
     "unmasked_share",

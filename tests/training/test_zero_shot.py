@@ -141,6 +141,6 @@ def test_mistakes_are_named_before_anything_is_embedded(folder, tmp_path, monkey
     arguments = ZeroShotArguments(zero_shot_data=str(folder), zero_shot_class_names=str(tmp_path / "names.txt"))
     with pytest.raises(ValueError, match="labels are none of 2 classes"):
         arguments.open(trainer.processing_class, 4)
-    monkeypatch.setattr(ClipTrainer, "_is_divided", lambda self: True)
+    monkeypatch.setattr("clip_hf.training.trainer.divides_parameters", lambda *engine: True)
     with pytest.raises(ValueError, match="needs the whole model"):
         trainer.evaluate_also(trainer._zero_shot)

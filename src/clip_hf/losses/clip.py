@@ -13,7 +13,13 @@ from clip_hf.losses.tiled import reduce_logits_in_tiles
 from clip_hf.model.contrastive_loss_clip_hf import contrastive_loss, reduce_logits
 
 
-def clip_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, tile_size: int | None = None) -> Tensor:
+def clip_loss(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    scale: Tensor,
+    tile_size: int | None = None,
+    groups: Tensor | None = None,
+) -> Tensor:
     """The contrastive loss of this rank's pairs among the pairs of all ranks, which must all call it.
 
     Its mean over the ranks is the loss of the global batch, and the mean of the ranks' gradients, which is what
@@ -26,38 +32,46 @@ def clip_loss(image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, tile_siz
         tile_size: side of the tiles that the B x N logits are computed in, so that memory grows with N and not with
             B x N, for a third more matrix products. A size of N or more holds the logits as a whole. By default, tiles
             have 1024 rows and columns on a CPU, 4096 elsewhere, and logits that fill no more than one are held whole.
+        groups: (B,), int64; pairs of one group, on whichever ranks, are not each other's negatives. By default all
+            pairs are.
 
     Returns:
         (), in nats, the mean over this rank's pairs and both directions.
 
     Raises:
-        ValueError: on every rank, if the ranks differ in B, D or `tile_size`; `tile_size` is not positive; the shapes
-            are not those above.
+        ValueError: on every rank, if the ranks differ in B, D or `tile_size`, or not all have groups; `tile_size` is
+            not positive; the shapes are not those above.
     """
     if tile_size is not None and tile_size < 1:
         raise ValueError(f"tile_size must be None or at least 1, got {tile_size}")
-    _require_equal_ranks(image_embeds, text_embeds, tile_size)
-    return contrastive_loss(image_embeds, text_embeds, scale, partial(_reduce_global_logits, tile_size=tile_size))
+    if groups is not None and groups.shape != image_embeds.shape[:1]:
+        raise ValueError(f"groups must hold a number for each of {len(image_embeds)} pairs, got {tuple(groups.shape)}")
+    _require_equal_ranks(image_embeds, text_embeds, tile_size, groups)
+    reduction = partial(_reduce_global_logits, tile_size=tile_size, groups=groups)
+    return contrastive_loss(image_embeds, text_embeds, scale, reduction)
 
 
-def _require_equal_ranks(image_embeds: Tensor, text_embeds: Tensor, tile_size: int | None) -> None:
+def _require_equal_ranks(
+    image_embeds: Tensor, text_embeds: Tensor, tile_size: int | None, groups: Tensor | None
+) -> None:
     # Ranks that enter a collective with different sizes hang or corrupt memory: the sizes travel first, so that every
     # rank sees the difference and raises.
     if world_size() == 1:
         return
-    sizes = [len(image_embeds), len(text_embeds), image_embeds.shape[-1], tile_size or 0]
+    has_groups = int(groups is not None)
+    sizes = [len(image_embeds), len(text_embeds), image_embeds.shape[-1], tile_size or 0, has_groups]
     table = all_gather(torch.tensor([sizes], device=image_embeds.device)).tolist()
     for other, row in enumerate(table):
         if row != table[0]:
             raise ValueError(
-                "all ranks must bring equally many pairs of one width, and one tile_size: rank 0 has (images, texts, "
-                f"width, tile_size) = {tuple(table[0])}, rank {other} has {tuple(row)}. Drop the last, smaller batch "
-                "(dataloader_drop_last=True) or deal the data out evenly"
+                "all ranks must bring equally many pairs of one width, one tile_size, and all of them groups or none: "
+                f"rank 0 has (images, texts, width, tile_size, has groups) = {tuple(table[0])}, rank {other} has "
+                f"{tuple(row)}. Drop the last, smaller batch (dataloader_drop_last=True) or deal the data out evenly"
             )
 
 
 def _reduce_global_logits(
-    image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, tile_size: int | None
+    image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, tile_size: int | None, groups: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The numbers of `reduce_logits` for this rank's pairs, among the pairs of all ranks.
 
@@ -68,10 +82,11 @@ def _reduce_global_logits(
     first_match = rank() * len(text_embeds)
     if tile_size is None:
         tile_size = _default_tile_size(len(image_embeds), len(all_texts), image_embeds.device)
+    all_groups = None if groups is None else (groups, all_gather(groups))
     if tile_size >= len(all_texts):
-        reduced = reduce_logits(image_embeds, all_texts, scale, first_match)
+        reduced = reduce_logits(image_embeds, all_texts, scale, first_match, all_groups)
     else:
-        reduced = reduce_logits_in_tiles(image_embeds, all_texts, scale, first_match, tile_size)
+        reduced = reduce_logits_in_tiles(image_embeds, all_texts, scale, first_match, tile_size, all_groups)
     matching, image_log_sums, text_log_sums = reduced
     return matching, image_log_sums, all_to_all(text_log_sums).unflatten(0, (world_size(), -1)).logsumexp(0)
 

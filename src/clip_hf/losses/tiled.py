@@ -14,9 +14,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from clip_hf.model.contrastive_loss_clip_hf import EXCLUDED, are_twins
+
 
 def reduce_logits_in_tiles(
-    image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, first_match: int, tile_size: int
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    scale: Tensor,
+    first_match: int,
+    tile_size: int,
+    groups: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same as `reduce_logits` of the model, from tiles of `tile_size` images by `tile_size` texts.
 
@@ -26,18 +33,25 @@ def reduce_logits_in_tiles(
         scale: (), linear.
         first_match: row of `text_embeds` that describes the first image.
         tile_size: side of a tile; need not divide B or N.
+        groups: (B,) of the images and (N,) of the texts, as in `reduce_logits`.
 
     Returns:
         (B,) the logit of each matching pair, (B,) log-sum-exp over the texts of each image, and (N,) log-sum-exp over
         the images of each text.
     """
-    return _TiledReduction.apply(image_embeds, text_embeds, scale, first_match, tile_size)
+    return _TiledReduction.apply(image_embeds, text_embeds, scale, first_match, tile_size, groups)
 
 
 class _TiledReduction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, first_match: int, tile_size: int
+        ctx: Any,
+        image_embeds: Tensor,
+        text_embeds: Tensor,
+        scale: Tensor,
+        first_match: int,
+        tile_size: int,
+        groups: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         matching = image_embeds.new_empty(len(image_embeds))
         image_maxima, text_maxima = (part.new_full((len(part),), -torch.inf) for part in (image_embeds, text_embeds))
@@ -46,19 +60,20 @@ class _TiledReduction(torch.autograd.Function):
             scaled_images = scale * image_embeds[rows]
             for columns in _slices(len(text_embeds), tile_size):
                 logits = scaled_images @ text_embeds[columns].T
+                _fill_twins(logits, EXCLUDED, groups, rows, columns, first_match)
                 _add_exponentials(logits, 1, image_maxima[rows], image_sums[rows])
                 _add_exponentials(logits, 0, text_maxima[columns], text_sums[columns])
                 diagonal, images = _matches(logits, rows.start, columns.start - first_match)
                 matching[images] = diagonal
         ctx.save_for_backward(image_embeds, text_embeds, scale, image_maxima, image_sums, text_maxima, text_sums)
-        ctx.first_match, ctx.tile_size = first_match, tile_size
+        ctx.first_match, ctx.tile_size, ctx.groups = first_match, tile_size, groups
         return matching, image_maxima + image_sums.log(), text_maxima + text_sums.log()
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_matching: Tensor, grad_image_log_sums: Tensor, grad_text_log_sums: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, None, None, None]:
         image_embeds, text_embeds, scale, image_maxima, image_sums, text_maxima, text_sums = ctx.saved_tensors
         image_weights, text_weights = grad_image_log_sums / image_sums, grad_text_log_sums / text_sums
         needs_image_grad, needs_text_grad = ctx.needs_input_grad[:2]
@@ -74,6 +89,7 @@ class _TiledReduction(torch.autograd.Function):
                     logits = scaled_images @ text_embeds[columns].T
                     grad_logits = (logits - image_maxima[rows, None]).exp_().mul_(image_weights[rows, None])
                     grad_logits.addcmul_(logits.sub_(text_maxima[columns]).exp_(), text_weights[columns])
+                    _fill_twins(grad_logits, 0.0, ctx.groups, rows, columns, ctx.first_match)
                     diagonal, images = _matches(grad_logits, rows.start, columns.start - ctx.first_match)
                     diagonal.add_(grad_matching[images])
                     pull.addmm_(grad_logits, text_embeds[columns])
@@ -82,12 +98,28 @@ class _TiledReduction(torch.autograd.Function):
                 grad_scale += (pull * image_embeds[rows]).sum()
                 if grad_images is not None:
                     torch.mul(pull, scale, out=grad_images[rows])
-        return grad_images, grad_texts, grad_scale, None, None
+        return grad_images, grad_texts, grad_scale, None, None, None
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
+
+
+def _fill_twins(
+    tile: Tensor,
+    value: float,
+    groups: tuple[Tensor, Tensor] | None,
+    rows: slice,
+    columns: slice,
+    first_match: int,
+) -> None:
+    """Overwrites, in place, the entries of a tile that `reduce_logits` leaves out."""
+    if groups is not None:
+        image_groups, text_groups = groups
+        tile.masked_fill_(
+            are_twins(image_groups[rows], text_groups[columns], rows.start + first_match - columns.start), value
+        )
 
 
 def _add_exponentials(logits: Tensor, dim: int, maxima: Tensor, sums: Tensor) -> None:

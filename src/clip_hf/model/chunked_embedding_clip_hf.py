@@ -11,8 +11,9 @@ Shapes: B rows of the batch, L tokens, E joint embedding.
 import ctypes
 import math
 import sys
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -76,7 +77,28 @@ def _embed_each(embed: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> 
 
     # What is called here is called again in the backward pass.
     calls = [embed if number % CHUNKS_PER_TRIM else embed_after_trim for number in range(len(chunks))]
-    return torch.cat([checkpoint(call, chunk, use_reentrant=False) for call, chunk in zip(calls, chunks, strict=True)])
+    run = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), _recomputation()))
+    return torch.cat([run(call, chunk) for call, chunk in zip(calls, chunks, strict=True)])
+
+
+_is_recomputing = False
+
+
+@contextmanager
+def _recomputation() -> Iterator[None]:
+    global _is_recomputing
+    _is_recomputing = True
+    try:
+        yield
+    finally:
+        _is_recomputing = False
+
+
+def is_recomputing() -> bool:
+    """Whether activations are computed a second time, in the backward pass, by whichever checkpointing."""
+    if torch.compiler.is_compiling():
+        return _is_recomputing
+    return torch._C._current_graph_task_id() != -1
 
 
 @torch.compiler.disable

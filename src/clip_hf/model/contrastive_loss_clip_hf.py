@@ -8,9 +8,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+EXCLUDED = -1e30
+"""A logit that adds nothing to a sum; with an infinite one, the gradient of a sum of nothing else is not a number."""
+
 
 def reduce_logits(
-    image_embeds: Tensor, text_embeds: Tensor, scale: Tensor, first_match: int = 0
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    scale: Tensor,
+    first_match: int = 0,
+    groups: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the loss needs to know of the B x N matrix of logits, which is held in memory as a whole.
 
@@ -19,13 +26,31 @@ def reduce_logits(
         text_embeds: (N, D); text `first_match + i` describes image i.
         scale: (), linear.
         first_match: row of `text_embeds` that describes the first image.
+        groups: (B,) of the images and (N,) of the texts; an image and a text of one group that do not belong together
+            are left out of both sums.
 
     Returns:
         (B,) the logit of each matching pair, (B,) log-sum-exp over the texts of each image, and (N,) log-sum-exp over
         the images of each text.
     """
     logits = scale * image_embeds @ text_embeds.T
-    return logits.diagonal(first_match), logits.logsumexp(1), logits.logsumexp(0)
+    matching = logits.diagonal(first_match)
+    if groups is not None:
+        logits = logits.masked_fill(are_twins(*groups, first_match), EXCLUDED)
+    return matching, logits.logsumexp(1), logits.logsumexp(0)
+
+
+def are_twins(image_groups: Tensor, text_groups: Tensor, first_match: int) -> Tensor:
+    """Returns (B, N): whether an image and a text are of one group, though text `first_match + i` is that of image i.
+
+    Args:
+        image_groups: (B,).
+        text_groups: (N,).
+        first_match: may be negative, or beyond the texts.
+    """
+    twins = image_groups[:, None] == text_groups
+    twins.diagonal(first_match).fill_(False)
+    return twins
 
 
 def contrastive_loss(

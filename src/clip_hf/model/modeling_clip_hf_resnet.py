@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .chunked_embedding_clip_hf import is_recomputing
 from .configuration_clip_hf_towers import ClipHfResNetConfig
 from .conversion_clip_hf import interpolate_positions
 from .modeling_clip_hf_base import ClipHfImageModel, ClipHfImageOutput, normalize_pixels
@@ -28,18 +29,13 @@ class ClipHfBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Returns (B, C, H, W), normalised, for (B, C, H, W)."""
-        if self.training and not torch.compiler.is_compiling() and _is_recomputing():
+        if self.training and is_recomputing():
             # Clones, not None: a recomputation must save the same tensors as the forward did.
             running_mean, running_var = self.running_mean.clone(), self.running_var.clone()
             return nn.functional.batch_norm(
                 hidden_states, running_mean, running_var, self.weight, self.bias, True, self.momentum, self.eps
             )
         return super().forward(hidden_states)
-
-
-def _is_recomputing() -> bool:
-    # A forward inside a backward is activation checkpointing's second run, whoever started it.
-    return torch._C._current_graph_task_id() != -1
 
 
 class ClipHfStem(nn.Module):

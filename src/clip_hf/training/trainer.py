@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import DistributedType, broadcast, parse_flag_from_env
+from accelerate.utils import TorchDynamoPlugin, broadcast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer
@@ -19,11 +19,15 @@ from transformers.utils import logging
 from clip_hf.distributed import all_gather
 from clip_hf.losses import clip_loss
 from clip_hf.model_card.page import page_of_folder
+from clip_hf.training.duplicate_texts import group_by_text
+from clip_hf.training.engines import compile_towers, divides_parameters, require_engine
+from clip_hf.training.non_finite_samples import name_non_finite_samples
 from clip_hf.training.parameter_groups import ADAM_DEFAULTS, decay_parameter_names, split_by_layer, split_by_tower
 from clip_hf.training.patch_dropout import PatchDropout
 from clip_hf.training.results import ResultsCallback
 from clip_hf.training.resumable_trainer import ResumableTrainer
 from clip_hf.training.retrieval import evaluate_retrieval
+from clip_hf.training.synced_batch_norm import synchronize_batch_norm
 from clip_hf.training.tower_locks import TowerLocks
 from clip_hf.training.training_args import ClipTrainingArguments
 from clip_hf.training.training_log import TrainingLog
@@ -45,7 +49,8 @@ class ClipTrainer(ResumableTrainer):
     The constructor is that of `transformers.Trainer`. Batches hold `pixel_values` and `input_ids`, row for row, and
     may hold `sample_ids`, a list of names for error messages. One process, DistributedDataParallel, DeepSpeed's ZeRO
     stages and FSDP2 give the same parameters for the same global batch, and so does every `grad_cache_chunk_size`. A
-    ResNet's batch norm alone knows only the images that it is given at a time: those of a chunk on one device.
+    ResNet's batch norm alone knows only the images that it is given at a time: those of a chunk, on one device or,
+    with `sync_batch_norm`, on all.
 
     Evaluation embeds every image and text of the evaluation set once, on whatever number of processes, and reports
     the loss of the set as one batch and retrieval in both directions (`evaluate_retrieval`). Where images have several
@@ -76,13 +81,17 @@ class ClipTrainer(ResumableTrainer):
             raise ValueError(f"args is {type(args).__name__}, but must be ClipTrainingArguments")
         super().__init__(model, args, *other_args, **other_options)
         self._check_model()
-        self._check_engine()
+        require_engine(self.args, self.accelerator)
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func would not be called: ClipTrainer computes the contrastive loss itself")
         if self.compute_metrics is None:
             self.compute_metrics = partial(evaluate_retrieval, device=self.args.device)
+        if self.args.sync_batch_norm:
+            synchronize_batch_norm(self.model)
+        if self.args.torch_compile:
+            compile_towers(self.model, self.args)
         self._tower_locks = TowerLocks(self.args, self.model)
-        self._weight_average = WeightAverage(self.args, self.model, self._is_divided())
+        self._weight_average = WeightAverage(self.args, self.model, divides_parameters(self.args, self.accelerator))
         for callback in (self._tower_locks, PatchDropout(self.args, self.model), self._weight_average):
             self.add_callback(callback)
         self.add_callback(ResultsCallback())
@@ -97,18 +106,9 @@ class ClipTrainer(ResumableTrainer):
                 "with ClipHfModel.from_pretrained, which also reads transformers' CLIP"
             )
 
-    def _check_engine(self) -> None:
-        wants_fsdp = self.args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
-        if wants_fsdp and self.accelerator.distributed_type != DistributedType.FSDP:
-            raise ValueError(
-                f"FSDP is asked for, but on {self.args.device.type} accelerate would train with "
-                f"{self.accelerator.distributed_type.value} and say nothing: use FSDP on accelerators, or leave it out"
-            )
-        if wants_fsdp and not self.accelerator.is_fsdp2:
-            raise ValueError("FSDP version 1 hides which parameters are gains and biases: set the FSDP version to 2")
-
-    def _is_divided(self) -> bool:
-        return self.is_fsdp_enabled or bool(self.args.deepspeed and self.args.hf_deepspeed_config.is_zero3())
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        # Or accelerate would compile the model, whose chunks a compiler leaves as they are.
+        return super()._build_accelerator_args(**kwargs) | {"dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
     # Data
 
@@ -217,9 +217,12 @@ class ClipTrainer(ResumableTrainer):
         # The mean of equal numbers, for the sake of its gradient: that of the global loss on every process. At the
         # scale's bound the model lets it through or not, which no process must decide on a share of it.
         scale = all_gather(outputs.scale).mean()
-        loss = clip_loss(image_embeds, text_embeds, scale, self.args.loss_tile_size)
+        text_config = self.model.config.text_config
+        groups = group_by_text(inputs["input_ids"], text_config) if self.args.exclude_duplicate_texts else None
+        loss = clip_loss(image_embeds, text_embeds, scale, self.args.loss_tile_size, groups)
         if not loss.isfinite():
-            self._stop_run(f"the loss is {loss.item()}", self._name_non_finite_samples(outputs, inputs))
+            samples = name_non_finite_samples(outputs.image_embeds, outputs.text_embeds, inputs.get(SAMPLE_IDS))
+            self._stop_run(f"the loss is {loss.item()}", samples)
         self._training_log.record(outputs.image_embeds, outputs.text_embeds, outputs.scale)
         return (loss, outputs) if return_outputs else loss
 
@@ -246,16 +249,6 @@ class ClipTrainer(ResumableTrainer):
         resort = f"The last good checkpoint is {checkpoint}" if checkpoint else "There is no checkpoint yet"
         raise FloatingPointError(f"In step {self.state.global_step + 1} {what}. {detail}. {resort}")
 
-    @staticmethod
-    def _name_non_finite_samples(outputs: Any, inputs: dict[str, Any]) -> str:
-        is_finite = outputs.image_embeds.isfinite().all(dim=1) & outputs.text_embeds.isfinite().all(dim=1)
-        rows = (~is_finite).nonzero().flatten().tolist()
-        if not rows:
-            return "All embeddings of this process are finite: the samples are another's, or it is the temperature"
-        if SAMPLE_IDS not in inputs:
-            return f"Rows {rows} of this process's batch have embeddings that are not finite"
-        return f"The samples {[inputs[SAMPLE_IDS][row] for row in rows]} have embeddings that are not finite"
-
     # Evaluation
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -275,7 +268,7 @@ class ClipTrainer(ResumableTrainer):
         Raises:
             ValueError: an engine leaves no process the whole model.
         """
-        if self._is_divided():
+        if divides_parameters(self.args, self.accelerator):
             raise ValueError(
                 "zero-shot evaluation during training needs the whole model on each process, which ZeRO-3 and FSDP "
                 "divide: use ZeRO-2, or evaluate the checkpoints with scripts/evaluate_zero_shot.py"

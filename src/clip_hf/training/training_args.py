@@ -86,6 +86,12 @@ class ClipTrainingArguments(TrainingArguments):
     unmasked_share: float = field(
         default=0.0, metadata={"help": "Share of the run, at its end, in which `patch_dropout` leaves out no patch."}
     )
+    exclude_duplicate_texts: bool = field(
+        default=False, metadata={"help": "Leave pairs that have the same text out of each other's negatives."}
+    )
+    sync_batch_norm: bool = field(
+        default=False, metadata={"help": "Normalise a ResNet's features over the images of all devices."}
+    )
     ema_decay: float | None = field(
         default=None,
         metadata={"help": "Share of the weights' moving average that a step keeps; saved in the folder `ema`."},
