@@ -99,6 +99,7 @@ def train_fully_sharded(trainer: ClipTrainer) -> list[dict[str, float]]:
             fully_shard(module, mesh=mesh)
     fully_shard(trainer.model, mesh=mesh)
     optimizer = trainer.create_optimizer()
+    scheduler = trainer.create_scheduler(NUM_STEPS, optimizer)
     trainer.state.max_steps = NUM_STEPS
     log = []
     batches = trainer.get_train_dataloader()
@@ -107,6 +108,7 @@ def train_fully_sharded(trainer: ClipTrainer) -> list[dict[str, float]]:
         loss = trainer.training_step(trainer.model, batch)
         grad_norm = nn.utils.clip_grad_norm_(trainer.model.parameters(), MAX_GRAD_NORM).full_tensor()
         optimizer.step()
+        scheduler.step()
         optimizer.zero_grad()
         dist.all_reduce(loss)
         entry = {"loss": loss.item() / dist.get_world_size(), "grad_norm": grad_norm.item()}
