@@ -11,8 +11,9 @@ from tests.training.test_trainer import make_trainer
 NUM_STEPS = 4
 BATCH_SIZE = 8
 CONSTANT = {"max_steps": NUM_STEPS, "lr_scheduler_type": "constant", "learning_rate": 1e-3, "weight_decay": 0.5}
-# With an epsilon of 1e-8, rounding alone moves weights behind dead activations: see test_engines.py.
-CONSTANT |= {"train_sampling_strategy": "sequential", "adam_epsilon": 1e-6}
+# Behind the last batch norm of a block, whose gains begin at 0, gradients are so small that a small epsilon would make
+# steps of their rounding.
+CONSTANT |= {"train_sampling_strategy": "sequential", "adam_epsilon": 1e-3}
 
 
 def trained(folder, tower, **options):
@@ -82,9 +83,8 @@ def test_an_unlocked_tower_starts_like_a_new_one(tower, steps, tmp_path):
         optimizer.step()
         optimizer.zero_grad()
     for name, parameter in model.state_dict().items():
-        if not name.endswith(("qkv.bias", "k_proj.bias")):  # whose gradients are noise
-            # Rounding moves single weights by 3e-5; with Adam's steps miscounted, by 3e-4.
-            assert torch.allclose(trainer.model.state_dict()[name], parameter, rtol=0, atol=5e-5), name
+        # With Adam's steps miscounted, weights are 1e-3 off.
+        assert torch.allclose(trainer.model.state_dict()[name], parameter, rtol=0, atol=1e-5), name
 
 
 def test_a_resumed_run_unlocks_at_the_same_step(tmp_path):
