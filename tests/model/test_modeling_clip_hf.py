@@ -298,3 +298,21 @@ def test_input_embeddings_are_those_of_each_tower():
     assert isinstance(model.vision_model, ClipHfResNetModel)
     assert isinstance(model.text_model, ClipHfTextModel)
     assert model.vision_model.get_input_embeddings() is model.vision_model.stem.conv1
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_image_features_alone_are_the_same(tower):
+    model = tiny_model(tower).double().eval()
+    randomize_batch_norms(model)
+    pixels, gradients = random_pixels(model.config).double(), []
+    expected = model.vision_model(pixels)
+    for options in ({}, {"pooled_only": True}):
+        model.zero_grad()
+        output = model.vision_model(pixels, **options)
+        assert (output.last_hidden_state is None) == bool(options)
+        torch.testing.assert_close(output.image_embeds, expected.image_embeds, rtol=0, atol=1e-12)
+        torch.testing.assert_close(output.pooler_output, expected.pooler_output, rtol=0, atol=1e-12)
+        (output.image_embeds * torch.linspace(-1, 1, 32)).sum().backward()
+        gradients.append([parameter.grad for parameter in model.vision_model.parameters()])
+    for found, gradient in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=0, atol=1e-12)

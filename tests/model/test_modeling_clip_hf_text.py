@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clip_hf.model.modeling_clip_hf_text import trim_padding
+from clip_hf.model.modeling_clip_hf_text import shared_prefix_length, trim_padding
 from tests.tiny_models import random_ids, tiny_model
 
 
@@ -79,3 +79,64 @@ def test_later_tokens_never_reach_earlier_ones(model):
     other[:, 9:] = 98
     states = model.text_model(ids).last_hidden_state
     assert torch.equal(model.text_model(other).last_hidden_state[:, :9], states[:, :9])
+
+
+def prompts(config, prefix_length, batch_size=40):
+    """Returns ids of texts that begin alike, one of them ending there."""
+    ids = random_ids(config, batch_size)
+    ids[:, :prefix_length] = torch.arange(10, 10 + prefix_length)
+    ids[:, prefix_length] = torch.arange(batch_size) % 50
+    ids[1, prefix_length:] = config.text_config.eos_token_id
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("implementation", "prefix_length"), [("sdpa", 0), ("sdpa", 1), ("sdpa", 5), ("eager", 5), ("flex_attention", 5)]
+)
+@torch.no_grad()
+def test_features_alone_are_the_same(model, implementation, prefix_length):
+    model.set_attn_implementation(implementation)
+    ids = prompts(model.config, prefix_length)
+    expected = model.text_model(ids)
+    for options in ({}, {"share_prefix": True}):
+        found = model.text_model(ids, pooled_only=True, **options)
+        assert found.last_hidden_state is None
+        torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=0, atol=2e-6)
+        torch.testing.assert_close(found.text_embeds, expected.text_embeds, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_features_alone_have_the_same_gradients(model, share_prefix):
+    model.double()
+    ids = prompts(model.config, 5)
+    gradients = []
+    for options in ({}, {"pooled_only": True, "share_prefix": share_prefix}):
+        model.zero_grad()
+        embeds = model.text_model(ids, **options).text_embeds
+        (embeds * torch.linspace(-1, 1, embeds.numel(), dtype=embeds.dtype).view_as(embeds)).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.text_model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-12, msg=name)
+
+
+def test_a_shared_prefix_saves_its_tokens(model, monkeypatch):
+    ids, lengths = prompts(model.config, 5), []
+    first = model.text_model.layers[0]
+    first.register_forward_pre_hook(lambda module, args: lengths.append(tuple(args[0].shape[:2])))
+    model.text_model(ids, pooled_only=True, share_prefix=True)
+    assert lengths == [(1, 5), (40, ids.shape[1] - 5)]
+
+
+def test_length_of_a_shared_prefix(model):
+    eos = model.config.text_config.eos_token_id
+    for length in (0, 1, 5):
+        assert shared_prefix_length(prompts(model.config, length), eos) == length
+    equal = prompts(model.config, 5)[:1].repeat(40, 1)
+    assert shared_prefix_length(equal, eos) == int((equal[0] == eos).int().argmax())  # never the end itself
+    assert shared_prefix_length(equal[:1], eos) == 0  # nothing is saved
+    assert shared_prefix_length(prompts(model.config, 5)[:7], eos) == 0  # 30 tokens are less than a pass
+
+
+def test_a_prefix_is_not_shared_where_more_than_features_is_asked_for(model):
+    with pytest.raises(ValueError, match="pass pooled_only=True, too"):
+        model.text_model(random_ids(model.config), share_prefix=True)

@@ -54,9 +54,9 @@ def test_every_pass_is_as_wide_as_its_longest_prompt(vit, monkeypatch):
     texts = [" ".join(["dog"] * count) for count in (9, 1, 5, 2, 7, 3, 8, 4)]
     passes, original = [], vit.get_text_features
 
-    def spy(input_ids):
+    def spy(input_ids, **options):
         passes.append(input_ids)
-        return original(input_ids)
+        return original(input_ids, **options)
 
     monkeypatch.setattr(vit, "get_text_features", spy)
     embeds = embed_texts(vit, tiny_tokenizer(), texts, batch_size=2)

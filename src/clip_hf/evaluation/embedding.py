@@ -24,6 +24,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from clip_hf.distributed import rank, world_size
 from clip_hf.model.image_decoding_clip_hf import ImageDecodingError, decode_image
+from clip_hf.model.zero_shot_clip_hf import image_feature_options, text_feature_options
 
 Modality = Literal["image", "text"]
 DESCRIPTION_FILE = "embedding.json"
@@ -69,6 +70,8 @@ class Embedder:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.advance = advance
+        self._image_options = image_feature_options(model)
+        self._text_options = text_feature_options(model)
 
     @torch.inference_mode()
     def embed_images(
@@ -96,9 +99,10 @@ class Embedder:
                 pixels = torch.cat(pixel_values).to(self.model.device)
                 pixels = pixels.to(self.model.dtype) if pixels.is_floating_point() else pixels
                 if before_projection:
-                    embeds.append(self.model.vision_model(pixel_values=pixels).pooler_output.float().cpu())
+                    features = self.model.vision_model(pixel_values=pixels, **self._image_options)
+                    embeds.append(features.pooler_output.float().cpu())
                 else:
-                    embeds.append(_unit(self.model.get_image_features(pixel_values=pixels)))
+                    embeds.append(_unit(self.model.get_image_features(pixel_values=pixels, **self._image_options)))
         return ids, torch.cat(embeds) if embeds else torch.empty(0, embedding_size(self.model)), broken
 
     @torch.inference_mode()
@@ -118,7 +122,7 @@ class Embedder:
             inputs = self.tokenizer.pad(batch, return_tensors="pt", **padding).to(self.model.device)
             if is_siglip:
                 inputs.pop("attention_mask", None)
-            embeds.append(_unit(self.model.get_text_features(**inputs)))
+            embeds.append(_unit(self.model.get_text_features(**inputs, **self._text_options)))
             self.advance(len(batch["input_ids"]))
         return torch.empty(len(order), embeds[0].shape[1]).index_copy_(0, torch.tensor(order), torch.cat(embeds))
 

@@ -244,10 +244,11 @@ class ClipHfModel(ClipHfPreTrainedModel):
         text_chunk_size: int | None,
     ) -> ClipHfOutput:
         def embed_images(pixel_values: Tensor) -> Tensor:
-            return normalize_embeds(self.get_image_features(pixel_values, interpolate_pos_encoding).pooler_output)
+            features = self.get_image_features(pixel_values, interpolate_pos_encoding, pooled_only=True)
+            return normalize_embeds(features.pooler_output)
 
         def embed_texts(input_ids: Tensor) -> Tensor:
-            return normalize_embeds(self.get_text_features(input_ids).pooler_output)
+            return normalize_embeds(self.get_text_features(input_ids, pooled_only=True).pooler_output)
 
         fields = {"scale": self.scale}
         if input_ids is not None:

@@ -159,13 +159,18 @@ class ClipHfResNetModel(ClipHfImageModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool = False,
+        pooled_only: bool = False,
+        **kwargs: Any,
     ) -> ClipHfImageOutput:
         """Returns the feature of each image.
 
         Args:
             pixel_values: (B, C, H, W), uint8 raw or floating point normalised.
             interpolate_pos_encoding: take images of any size, positions interpolated to their feature map.
+            pooled_only: return no `last_hidden_state`; the feature needs all of it here, unlike a ViT's.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
@@ -187,7 +192,7 @@ class ClipHfResNetModel(ClipHfImageModel):
                 feature_map = block(feature_map)
         feature, _ = self.attention_pool(feature_map)
         return ClipHfImageOutput(
-            last_hidden_state=feature_map,
+            last_hidden_state=None if pooled_only else feature_map,
             pooler_output=feature,
             image_embeds=None if self.projection is None else self.projection(feature),
         )

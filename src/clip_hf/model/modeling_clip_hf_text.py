@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import merge_with_config_defaults
@@ -18,8 +19,15 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_clip_hf_towers import ClipHfTextConfig
 from .conversion_clip_hf import IMAGE_TOWER_KEYS, PROJECTION_KEYS
 from .modeling_clip_hf_base import ClipHfPreTrainedModel
-from .modeling_clip_hf_transformer import ClipHfAttention, ClipHfTransformerLayer, init_transformer_module
+from .modeling_clip_hf_transformer import (
+    ClipHfAttention,
+    ClipHfTransformerLayer,
+    init_transformer_module,
+    select_positions,
+)
 
+# A pass for the prefix alone reads all weights, which takes a processor as long as about so many tokens.
+MIN_SHARED_TOKENS = 32
 TOKEN_STD = 0.02
 POSITION_STD = 0.01
 
@@ -45,6 +53,18 @@ def trim_padding(input_ids: Tensor, eos_token_id: int) -> Tensor:
     return input_ids[:, : int(is_eos.int().argmax(dim=-1).max()) + 1]
 
 
+def shared_prefix_length(input_ids: Tensor, eos_token_id: int) -> int:
+    """Returns how many tokens all texts begin with, the end of none among them; 0 if it saves too few.
+
+    Args:
+        input_ids: (B, L), each row with an end-of-text token.
+        eos_token_id: the end-of-text id.
+    """
+    is_shared = (input_ids == input_ids[0]).all(dim=0) & (input_ids != eos_token_id).all(dim=0)
+    length = int(is_shared.int().cumprod(dim=0).sum())
+    return length if length * (len(input_ids) - 1) >= MIN_SHARED_TOKENS else 0
+
+
 def require_end_of_text(is_eos: Tensor, eos_token_id: int) -> None:
     """Raises ValueError unless every row of `is_eos`, (B, L), has a True."""
     rows = (~is_eos.any(dim=-1)).nonzero().flatten().tolist()
@@ -60,7 +80,7 @@ class ClipHfTextOutput(BaseModelOutputWithPooling):
     """What the text tower returns.
 
     Args:
-        last_hidden_state: (B, L, D), layer-normed.
+        last_hidden_state: (B, L, D), layer-normed; None with `pooled_only`.
         pooler_output: (B, D), the text feature before the projection.
         hidden_states: the input and output of every block, where asked for.
         attentions: the attention weights of every block, where asked for.
@@ -78,19 +98,23 @@ class ClipHfTextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, first_position: int = 0) -> Tensor:
         """Returns (B, L, D) for ids (B, L).
+
+        Args:
+            input_ids: (B, L).
+            first_position: of the first column.
 
         Raises:
             ValueError: the texts are longer than the positions.
         """
-        length, num_positions = input_ids.shape[-1], self.position_embedding.shape[0]
+        length, num_positions = first_position + input_ids.shape[-1], self.position_embedding.shape[0]
         if length > num_positions:
             raise ValueError(
                 f"the texts are {length} tokens long, but the model has {num_positions} positions: let the tokenizer "
                 "truncate them, or add positions with extend_text_positions"
             )
-        return self.token_embedding(input_ids) + self.position_embedding[:length]
+        return self.token_embedding(input_ids) + self.position_embedding[first_position:length]
 
 
 class ClipHfTextModel(ClipHfPreTrainedModel):
@@ -111,7 +135,7 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
     def __init__(self, config: ClipHfTextConfig) -> None:
         super().__init__(config)
         self.embeddings = ClipHfTextEmbeddings(config)
-        self.layers = nn.ModuleList(ClipHfTransformerLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(ClipHfTransformerLayer(config, index) for index in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.projection = (
             nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projection_dim else None
@@ -124,36 +148,76 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> ClipHfTextOutput:
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pooled_only: bool = False,
+        share_prefix: bool = False,
+        **kwargs: Any,
+    ) -> ClipHfTextOutput:
         """Returns the feature of each text.
 
         Args:
             input_ids: (B, L), each row with an end-of-text token; what stands behind the first one never matters.
             attention_mask: taken from tokenizers and not needed: no position sees the padding to its right.
+            pooled_only: compute the last block at the ends of the texts alone, and return no `last_hidden_state`.
+            share_prefix: compute what all texts begin with, such as a template of prompts, once for all of them; the
+                tower is causal. Goes with `pooled_only`, and not into compiled or exported models.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
             ValueError: the texts are too long, or one has no end-of-text token. The latter is looked for on the CPU
-                alone; an accelerator would have to wait for the answer.
+                alone; an accelerator would have to wait for the answer. Or a prefix is to be shared by texts of which
+                more than the feature is asked for.
         """
+        if share_prefix and not pooled_only:
+            raise ValueError(
+                "share_prefix=True leaves no last_hidden_state of whole texts: pass pooled_only=True, too"
+            )
         is_eos = input_ids == self.config.eos_token_id
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             require_end_of_text(is_eos, self.config.eos_token_id)
-        hidden_states = self.embeddings(input_ids)
-        causal_mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
-        )
-        for layer in self.layers:
-            hidden_states = layer(hidden_states, causal_mask, **{**kwargs, "is_causal": True})
-        hidden_states = self.final_layer_norm(hidden_states)
+        prefix_length = shared_prefix_length(input_ids, self.config.eos_token_id) if share_prefix else 0
+        prefix = self._encode_prefix(input_ids[:1, :prefix_length], len(input_ids)) if prefix_length else None
         # argmax of equal values gives the first; integers of 64 bits are not among those every exporter can rank.
-        ends = is_eos.int().argmax(dim=-1)
-        feature = hidden_states[torch.arange(ends.shape[0], device=ends.device), ends]
+        ends = is_eos[:, prefix_length:].int().argmax(dim=-1)
+        hidden_states = self._run_layers(input_ids[:, prefix_length:], prefix, ends if pooled_only else None, **kwargs)
+        hidden_states = self.final_layer_norm(hidden_states)
+        feature = (hidden_states if pooled_only else select_positions(hidden_states, ends))[:, 0]
         return ClipHfTextOutput(
-            last_hidden_state=hidden_states,
+            last_hidden_state=None if pooled_only else hidden_states,
             pooler_output=feature,
             text_embeds=None if self.projection is None else self.projection(feature),
         )
+
+    def _encode_prefix(self, input_ids: Tensor, number: int) -> DynamicCache:
+        """Returns the keys and values of a prefix (1, P), for a number of texts that begin with it."""
+        past_key_values = DynamicCache()
+        self._run_layers(input_ids, past_key_values)
+        past_key_values.batch_repeat_interleave(number)
+        return past_key_values
+
+    def _run_layers(
+        self,
+        input_ids: Tensor,
+        past_key_values: DynamicCache | None = None,
+        positions: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Returns the residual stream (B, L, D) behind the last block, or (B, 1, D), at positions (B,)."""
+        num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        hidden_states = self.embeddings(input_ids, num_past)
+        causal_mask = create_causal_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=past_key_values
+        )
+        kwargs |= {"is_causal": True}
+        if past_key_values is not None:
+            kwargs["past_key_values"] = past_key_values
+        *layers, last = self.layers
+        for layer in layers:
+            hidden_states = layer(hidden_states, causal_mask, **kwargs)
+        return last(hidden_states, causal_mask, positions, **kwargs)
 
     @torch.no_grad()
     def extend_text_positions(self, max_position_embeddings: int) -> None:

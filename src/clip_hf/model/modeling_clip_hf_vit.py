@@ -87,7 +87,7 @@ class ClipHfViTModel(ClipHfImageModel):
         super().__init__(config)
         self.embeddings = ClipHfViTEmbeddings(config)
         self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(ClipHfTransformerLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(ClipHfTransformerLayer(config, index) for index in range(config.num_hidden_layers))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.projection = (
             nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projection_dim else None
@@ -101,24 +101,32 @@ class ClipHfViTModel(ClipHfImageModel):
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **kwargs: Any
+        self,
+        pixel_values: Tensor,
+        interpolate_pos_encoding: bool = False,
+        pooled_only: bool = False,
+        **kwargs: Any,
     ) -> ClipHfImageOutput:
         """Returns the feature of each image.
 
         Args:
             pixel_values: (B, C, H, W), uint8 raw or floating point normalised.
             interpolate_pos_encoding: take images of any size, positions interpolated to their grid of patches.
+            pooled_only: compute the last block at the class embedding alone, and return no `last_hidden_state`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
             ValueError: the pixels have the wrong shape or type.
         """
         hidden_states = self.pre_layernorm(self.embeddings(pixel_values, interpolate_pos_encoding))
-        for layer in self.layers:
+        first = torch.zeros(len(hidden_states), dtype=torch.long, device=hidden_states.device) if pooled_only else None
+        *layers, last = self.layers
+        for layer in layers:
             hidden_states = layer(hidden_states, None, **kwargs)
+        hidden_states = last(hidden_states, None, first, **kwargs)
         feature = self.post_layernorm(hidden_states[:, 0])
         return ClipHfImageOutput(
-            last_hidden_state=hidden_states,
+            last_hidden_state=None if pooled_only else hidden_states,
             pooler_output=feature,
             image_embeds=None if self.projection is None else self.projection(feature),
         )

@@ -94,9 +94,11 @@ class ZeroShotClassifier:
         weights = []
         for start in range(0, len(class_names), num_classes):
             names = class_names[start : start + num_classes]
-            prompts = [template.format(name) for name in names for template in templates]
-            embeds = embed_texts(model, tokenizer, prompts, batch_size)
-            weights.append(normalize_embeds(embeds.unflatten(0, (len(names), len(templates))).mean(dim=1)))
+            # Prompts of one template begin alike, which saves work, but a few of them do not fill a pass.
+            groups = [[template] for template in templates] if len(names) >= batch_size else [templates]
+            prompts = [[template.format(name) for template in group for name in names] for group in groups]
+            embeds = torch.cat([embed_texts(model, tokenizer, group, batch_size) for group in prompts])
+            weights.append(normalize_embeds(embeds.unflatten(0, (len(templates), len(names))).mean(dim=0)))
         return cls(model, class_names, templates, torch.cat(weights))
 
     @property
@@ -236,8 +238,10 @@ def embed_texts(
     if num_cut:
         logger.warning(f"{num_cut} of {len(texts)} texts are longer than {length} tokens and were cut")
 
+    options = text_feature_options(model)
+
     def embed(input_ids: Tensor) -> Tensor:
-        return normalize_embeds(model.get_text_features(input_ids).pooler_output)
+        return normalize_embeds(model.get_text_features(input_ids, **options).pooler_output)
 
     return embed_texts_in_chunks(embed, _place(encoding.input_ids, model), eos_token_id, batch_size)
 
@@ -256,7 +260,20 @@ def embed_images(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
     _require_evaluation(model)
     if model.config.model_type != "clip_hf" and not pixel_values.is_floating_point():
         raise ValueError(f"pixel_values is {pixel_values.dtype}, but only a ClipHfModel normalises raw pixels itself")
-    return normalize_embeds(model.get_image_features(_place(pixel_values, model)).pooler_output)
+    features = model.get_image_features(_place(pixel_values, model), **image_feature_options(model))
+    return normalize_embeds(features.pooler_output)
+
+
+def image_feature_options(model: PreTrainedModel) -> dict[str, bool]:
+    """Returns what makes `get_image_features` compute nothing but features, where the model knows it."""
+    return {"pooled_only": True} if model.config.model_type == "clip_hf" else {}
+
+
+def text_feature_options(model: PreTrainedModel) -> dict[str, bool]:
+    """Returns what makes `get_text_features` compute nothing but features, and nothing twice, for many texts."""
+    # To an accelerator, a second pass for a prefix is more than the few tokens that it saves.
+    ours = {"pooled_only": True, "share_prefix": model.device.type == "cpu"}
+    return ours if model.config.model_type == "clip_hf" else {}
 
 
 def check_strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
