@@ -29,6 +29,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--formats", default="clip_hf", help=f"formats of the weights, with commas between: {', '.join(FORMATS)}"
     )
+    parser.add_argument(
+        "--replace_page", action="store_true", help="put the made page in the place of one that was edited on the Hub"
+    )
     parser.add_argument("--dry_run", action="store_true", help="only print what would go")
     return parser.parse_args()
 
@@ -36,9 +39,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Prints what goes, sends it, and prints where it is."""
     args = parse_args()
-    formats = tuple(args.formats.split(","))
+    formats = tuple(name.strip() for name in args.formats.split(","))
+    options = {name: getattr(args, name) for name in ("revision", "private", "tag", "create_pr", "replace_page")}
     try:
-        destination = Destination(args.repo_id, args.revision, args.private, args.tag, args.create_pr)
+        destination = Destination(args.repo_id, **options)
         with collected_files(args.model_dir, args.repo_id, args.with_code, formats) as files:
             plan = plan_push(destination, files)
             print(plan, flush=True)

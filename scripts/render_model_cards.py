@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from clip_hf.model_card.facts import ModelCardFacts
-from clip_hf.model_card.page import page_of_folder, render_card
+from clip_hf.model_card.page import page_of_folder, page_of_json
 
 CARDS = Path(__file__).parents[1] / "model_cards"
 
@@ -18,11 +18,10 @@ CARDS = Path(__file__).parents[1] / "model_cards"
 def render(path: Path) -> Path:
     """Writes the page of a JSON file or of a model's folder, and returns where."""
     if path.is_dir():
-        page = path / "README.md"
-        page.write_text(page_of_folder(path, str(path)), encoding="utf-8")
+        page, text = path / "README.md", page_of_folder(path, str(path))
     else:
-        page = path.with_suffix(".md")
-        render_card(ModelCardFacts.from_json(path)).save(page)
+        page, text = path.with_suffix(".md"), page_of_json(path)
+    page.write_text(text, encoding="utf-8")
     return page
 
 

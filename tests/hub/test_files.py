@@ -81,7 +81,7 @@ def test_without_code_nothing_asks_for_it_and_clip_hf_opens_the_rest(folder, tmp
 
 def test_a_page_by_hand_is_kept_and_one_of_ours_is_made_anew(folder):
     assert REPO_ID in content_of(folder, "README.md")
-    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n{GENERATED}\nfor somebody/else")
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n{GENERATED}card.json -->\nfor somebody/else")
     assert REPO_ID in content_of(folder, "README.md")
     (folder / "README.md").write_text("---\nlicense: mit\n---\nby hand")
     assert content_of(folder, "README.md").endswith("by hand")

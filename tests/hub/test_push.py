@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
+from clip_hf import ClipHfProcessor
 from clip_hf.hub.failures import AGAIN, MOST_WAIT_SECONDS, WAIT_SECONDS, PushError
 from clip_hf.hub.files import collected_files
 from clip_hf.hub.push import Destination, Pushed, plan_push, push
@@ -75,6 +76,36 @@ def test_a_second_push_sends_what_has_changed(hub, checkpoint, tmp_path):
         push_folder(folder, "tester/twice")
     assert not matching(exchanges, "PUT") and b"license: mit" in hub.repository("tester/twice").read("README.md")
     assert_complete(hub, checkpoint, "tester/twice", num_commits=3)
+
+
+def test_a_page_by_hand_on_the_hub_stays_unless_it_is_to_be_replaced(hub, checkpoint, tmp_path):
+    push_folder(checkpoint, "tester/edited")
+    ours = hub.repository("tester/edited").read("README.md")
+    theirs = b"---\nlicense: mit\n---\n# By hand\n"
+    HfApi().upload_file(path_or_fileobj=theirs, path_in_repo="README.md", repo_id="tester/edited")
+    with collected_files(checkpoint, "tester/edited") as files:
+        plan = plan_push(Destination("tester/edited"), files)
+    assert (plan.kept, plan.sent) == (["README.md"], [])
+    assert "README.md there was written by hand" in str(plan) and "replace_page replaces it" in str(plan)
+    with hub.fault(Refusal(status=500), path="/resolve/.*README", times=1) as fault:
+        push_folder(checkpoint, "tester/edited", with_code=True, tag="v1")
+    assert fault.hits == 1 and hub.repository("tester/edited").read("README.md", "v1") == theirs
+    push_folder(checkpoint, "tester/edited", with_code=True, tag="v1")  # it is still the tagged state
+
+    push_folder(checkpoint, "tester/edited", replace_page=True)
+    assert hub.repository("tester/edited").read("README.md") == ours
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "README.md").write_bytes(theirs)
+    HfApi().upload_file(path_or_fileobj=b"other", path_in_repo="README.md", repo_id="tester/edited")
+    push_folder(folder, "tester/edited")  # by hand here, too
+    assert hub.repository("tester/edited").read("README.md") == theirs
+
+
+def test_the_page_that_transformers_leaves_empty_is_replaced(hub, checkpoint):
+    ClipHfProcessor.from_pretrained(checkpoint).push_to_hub("tester/emptypage")
+    assert b"More Information Needed" in hub.repository("tester/emptypage").read("README.md")
+    push_folder(checkpoint, "tester/emptypage")
+    assert b"More Information Needed" not in hub.repository("tester/emptypage").read("README.md")
 
 
 def test_a_plan_shows_what_goes_and_asks_only(hub, checkpoint):

@@ -18,7 +18,7 @@ MOST_WAIT_SECONDS = 600.0
 MOST_SILENT_SECONDS = 120.0
 # Too many requests, a commit by somebody else meanwhile, and the Hub's own failures.
 PASSING = {408, 412, 429, 500, 502, 503, 504}
-AGAIN = "Nothing was lost here: run the same command again, and it sends what is missing."
+AGAIN = "Nothing was lost here: push again, and what is missing is sent."
 
 Result = TypeVar("Result")
 
@@ -68,20 +68,25 @@ def _short(error: BaseException) -> str:
 
 
 @contextmanager
-def explained(repo_id: str) -> Iterator[None]:
-    """Turns what huggingface_hub raises into a `PushError` that says what to do."""
+def explained(repo_id: str, token: str | None = None) -> Iterator[None]:
+    """Turns what huggingface_hub raises into a `PushError` that says what to do.
+
+    Args:
+        repo_id: what is pushed to.
+        token: that was given; by default there is the one of this machine, or none.
+    """
     try:
         yield
     except OfflineModeIsEnabled as error:
         raise PushError("HF_HUB_OFFLINE is set, so nothing can be sent: unset it") from error
     except (HTTPError, RuntimeError) as error:
-        raise PushError(_explanation(_cause(error), repo_id)) from error
+        raise PushError(_explanation(_cause(error), repo_id, token or get_token())) from error
 
 
-def _explanation(error: BaseException, repo_id: str) -> str:
+def _explanation(error: BaseException, repo_id: str, token: str | None) -> str:
     status = status_of(error)
     namespace = repo_id.partition("/")[0]
-    if status == 401 and get_token() is None:
+    if status == 401 and token is None:
         return "There is no token: run `hf auth login`, or set HF_TOKEN to one that may write"
     if status == 401:
         return "The Hub does not know the token, or it has expired: make one that may write, and run `hf auth login`"

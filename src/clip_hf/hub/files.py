@@ -19,6 +19,7 @@ from clip_hf.model.processing_clip_hf import ClipHfProcessor
 from clip_hf.model_card.json_files import read_json
 from clip_hf.model_card.page import page_of_folder
 
+PAGE = "README.md"
 FORMATS: tuple[Layout, ...] = ("clip_hf", "transformers", "open_clip")
 # Beside weights, page and code. A training leaves more: its arguments are a pickle, and its checkpoints are large.
 PROCESSOR_AND_RESULTS = (
@@ -70,7 +71,7 @@ def collected_files(
     else:
         files |= {name: _without_code(folder / name) for name in CONFIGURATIONS if name in files}
     others = [name for name in FORMATS if name in formats and name != "clip_hf"]
-    files["README.md"] = page_of_folder(folder, repo_id, has_code=with_code, formats=others).encode()
+    files[PAGE] = page_of_folder(folder, repo_id, has_code=with_code, formats=others).encode()
     with TemporaryDirectory() as converted:
         for name in others:
             files |= _converted(folder, Path(converted) / name, name, repo_id)

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session
 from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.hf_api import CommitInfo, ModelInfo
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
 from clip_hf.hub.failures import MOST_SILENT_SECONDS, PushError, explained, retry, status_of
-from clip_hf.hub.files import Content
+from clip_hf.hub.files import PAGE, Content
+from clip_hf.model_card.page import is_by_hand
 
 STALE_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
@@ -32,6 +33,8 @@ class Destination:
         private: make the repository private, if it is new.
         tag: a name for the state that the push leaves.
         create_pr: propose the change to the repository's owner instead.
+        replace_page: put ours in the place of a page that somebody has written on the Hub.
+        token: that may write; by default the one of this machine.
 
     Raises:
         ValueError: the options exclude each other, or the name is not one.
@@ -42,6 +45,8 @@ class Destination:
     private: bool = False
     tag: str | None = None
     create_pr: bool = False
+    replace_page: bool = False
+    token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Checks what can be known without the Hub."""
@@ -56,6 +61,11 @@ class Destination:
         """The branch that the push changes."""
         return self.revision or constants.DEFAULT_REVISION
 
+    @property
+    def api(self) -> HfApi:
+        """The Hub, as the token opens it."""
+        return HfApi(token=self.token)
+
 
 @dataclass
 class Plan:
@@ -67,6 +77,7 @@ class Plan:
         added: paths that are new there.
         changed: paths whose content is another there.
         deleted: paths of weights over there that would be loaded instead of, or beside, the new ones.
+        kept: paths of what somebody has written over there, which stays as it is.
         head: the state that this was compared with; None where there is no repository yet.
     """
 
@@ -75,6 +86,7 @@ class Plan:
     added: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     deleted: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     head: str | None = None
 
     @property
@@ -86,9 +98,13 @@ class Plan:
         place = f"{self.destination.repo_id}, {self.destination.branch}"
         lines = [f"{place}{'' if self.head else ' (a new repository)'}:"]
         kinds = {path: "new" for path in self.added} | {path: "changed" for path in self.changed}
+        kinds |= {path: "kept" for path in self.kept}
         for path, content in sorted(self.files.items()):
             lines.append(f"  {kinds.get(path, 'unchanged'):10}{_in_bytes(_size(content)):>10}  {path}")
         lines += [f"  {'deleted':10}{'':>10}  {path}" for path in self.deleted]
+        lines += [
+            f"  {path} was written by hand over there, and stays: replace_page replaces it" for path in self.kept
+        ]
         size = sum(_size(self.files[path]) for path in self.sent)
         return "\n".join([*lines, f"{len(self.sent)} of {len(self.files)} files to send, {_in_bytes(size)}."])
 
@@ -135,12 +151,12 @@ def plan_push(destination: Destination, files: Mapping[str, Content]) -> Plan:
     Raises:
         PushError: the Hub cannot be read, or what is there excludes the push.
     """
-    with explained(destination.repo_id):
+    with explained(destination.repo_id, destination.token):
         return retry(lambda: _compare(destination, files))
 
 
 def _compare(destination: Destination, files: Mapping[str, Content]) -> Plan:
-    info = _state(destination.repo_id, destination.branch)
+    info = _state(destination)
     if info is None:
         if destination.create_pr:
             raise PushError(f"There is no {destination.repo_id} to propose a change to: push without create_pr")
@@ -150,6 +166,10 @@ def _compare(destination: Destination, files: Mapping[str, Content]) -> Plan:
             f"{destination.repo_id} exists and is public, and private is for new repositories: change that in its "
             "settings, or choose another name"
         )
+    return _compare_with(info, destination, files)
+
+
+def _compare_with(info: ModelInfo, destination: Destination, files: Mapping[str, Content]) -> Plan:
     present = {sibling.rfilename: sibling for sibling in info.siblings or []}
     folders = {PurePosixPath(path).parent for path in files if STALE_WEIGHTS.fullmatch(PurePosixPath(path).name)}
     deleted = [
@@ -161,17 +181,32 @@ def _compare(destination: Destination, files: Mapping[str, Content]) -> Plan:
     for path, content in files.items():
         if path not in present:
             plan.added.append(path)
-        elif not _is_same(content, present[path]):
+        elif _is_same(content, present[path]):
+            continue
+        elif path == PAGE and _keeps_page(destination, content, info):
+            plan.kept.append(path)
+        else:
             plan.changed.append(path)
     return plan
 
 
-def _state(repo_id: str, revision: str) -> ModelInfo | None:
-    api = HfApi()
+def _keeps_page(destination: Destination, page: Content, info: ModelInfo) -> bool:
+    """Whether ours would take the place of a page by hand; one by hand that is here may."""
+    if destination.replace_page or is_by_hand(page.decode() if isinstance(page, bytes) else page.read_text("utf-8")):
+        return False
+    url = f"{destination.api.endpoint}/{destination.repo_id}/resolve/{info.sha}/{PAGE}"
+    response = get_session().get(url, headers=build_hf_headers(token=destination.token), follow_redirects=True)
+    hf_raise_for_status(response)
+    return is_by_hand(response.text)
+
+
+def _state(destination: Destination) -> ModelInfo | None:
+    api, repo_id = destination.api, destination.repo_id
+    options: dict[str, Any] = {"files_metadata": True, "timeout": MOST_SILENT_SECONDS}
     try:
-        return api.model_info(repo_id, revision=revision, files_metadata=True, timeout=MOST_SILENT_SECONDS)
+        return api.model_info(repo_id, revision=destination.branch, **options)
     except RevisionNotFoundError:  # a branch that is not there yet begins as a copy of main
-        return api.model_info(repo_id, files_metadata=True, timeout=MOST_SILENT_SECONDS)
+        return api.model_info(repo_id, **options)
     except RepositoryNotFoundError:
         return None
 
@@ -199,9 +234,8 @@ def push(plan: Plan, message: str = "Upload a CLIP model") -> Pushed:
         PushError: it did not succeed.
     """
     destination, files = plan.destination, plan.files
-    api = HfApi()
-    repo_id, branch = destination.repo_id, destination.branch
-    with explained(destination.repo_id):
+    api, repo_id, branch = destination.api, destination.repo_id, destination.branch
+    with explained(repo_id, destination.token):
         if plan.head is None:
             retry(lambda: api.create_repo(repo_id, private=destination.private, exist_ok=True))
         if not branch.startswith("refs/") and branch != constants.DEFAULT_REVISION:
@@ -219,12 +253,11 @@ def push(plan: Plan, message: str = "Upload a CLIP model") -> Pushed:
 
 def _has_tag(destination: Destination, files: Mapping[str, Content]) -> bool:
     """Whether the tag is there, for this very state."""
-    if destination.tag not in {tag.name for tag in HfApi().list_repo_refs(destination.repo_id).tags}:
+    if destination.tag not in {tag.name for tag in destination.api.list_repo_refs(destination.repo_id).tags}:
         return False
     options: dict[str, Any] = {"files_metadata": True, "timeout": MOST_SILENT_SECONDS}
-    tagged = HfApi().model_info(destination.repo_id, revision=destination.tag, **options)
-    present = {sibling.rfilename: sibling for sibling in tagged.siblings or []}
-    if all(path in present and _is_same(content, present[path]) for path, content in files.items()):
+    tagged = destination.api.model_info(destination.repo_id, revision=destination.tag, **options)
+    if not _compare_with(tagged, destination, files).sent:
         return True
     raise PushError(
         f"{destination.repo_id} has a tag '{destination.tag}' of another state: choose another tag. Nothing was sent"
@@ -234,7 +267,7 @@ def _has_tag(destination: Destination, files: Mapping[str, Content]) -> bool:
 def _commit(destination: Destination, files: Mapping[str, Content], message: str) -> CommitInfo:
     """Sends what differs; where nothing does, huggingface_hub gives the commit that is there."""
     plan = _compare(destination, files)
-    api, repo_id, branch = HfApi(), destination.repo_id, destination.branch
+    api, repo_id, branch = destination.api, destination.repo_id, destination.branch
     additions = [CommitOperationAdd(path, files[path]) for path in plan.sent]
     options: dict[str, Any] = {"revision": branch, "create_pr": destination.create_pr}
     api.preupload_lfs_files(repo_id, additions, free_memory=False, **options)

@@ -17,8 +17,13 @@ from clip_hf.model_card.evaluations import LINEAR_PROBE, RETRIEVAL, ZERO_SHOT
 from clip_hf.model_card.facts import ModelCardFacts
 
 TEMPLATE = Path(__file__).with_name("page_template.md")
-# In a page that this program has written; one without was written by hand.
-GENERATED = "<!-- Made by clip_hf from config.json, results.json and card.json: change those, not this page. -->"
+# In a page that this program has written.
+GENERATED = "<!-- Made by clip_hf from "
+# What transformers writes where it finds no page: its template, with nothing filled in but this.
+EMPTY_DESCRIPTION = (
+    "This is the model card of a 🤗 transformers model that has been pushed on the Hub. This model card has been "
+    "automatically generated."
+)
 TITLES = {ZERO_SHOT: "Zero-shot classification", RETRIEVAL: "Retrieval", LINEAR_PROBE: "Linear probe"}
 
 
@@ -49,8 +54,13 @@ def measure_sizes(config: ClipHfConfig) -> dict[str, dict[str, int]]:
     }
 
 
-def render_card(facts: ModelCardFacts) -> ModelCard:
-    """Returns the page: metadata that the Hub reads, and text for people."""
+def render_card(facts: ModelCardFacts, made_from: str = "config.json, results.json and card.json") -> ModelCard:
+    """Returns the page: metadata that the Hub reads, and text for people.
+
+    Args:
+        facts: of the model.
+        made_from: the files that the facts were taken from.
+    """
     config = facts.build_config()
     sizes = measure_sizes(config)
     metadata = ModelCardData(
@@ -70,12 +80,23 @@ def render_card(facts: ModelCardFacts) -> ModelCard:
         metadata,
         template_path=str(TEMPLATE),
         facts=facts,
-        generated=GENERATED,
+        generated=f"{GENERATED}{made_from}: change it there, not here. -->",
         config=config,
         towers=_towers(config, sizes),
         num_parameters=sizes["parameters"]["model"] if sizes else None,
         results={TITLES.get(task, task): _results(facts.evaluations, task) for task in tasks},
     )
+
+
+def is_by_hand(page: str) -> bool:
+    """Returns whether somebody has written a page: neither this program, nor transformers, which fills nothing in."""
+    empty = ModelCard.from_template(ModelCardData(), model_description=EMPTY_DESCRIPTION).text
+    return GENERATED not in page and not page.rstrip().endswith(empty.strip())
+
+
+def page_of_json(path: Path) -> str:
+    """Returns the page of a file of facts, as `ModelCardFacts.from_json` reads them."""
+    return str(render_card(ModelCardFacts.from_json(path), made_from=path.name))
 
 
 def page_of_folder(folder: Path, model_id: str, **defaults: Any) -> str:
@@ -90,7 +111,7 @@ def page_of_folder(folder: Path, model_id: str, **defaults: Any) -> str:
         ValueError: card.json or the head of the README is not valid.
     """
     page = folder / "README.md"
-    if page.is_file() and GENERATED not in (text := page.read_text(encoding="utf-8")):
+    if page.is_file() and is_by_hand(text := page.read_text(encoding="utf-8")):
         try:
             ModelCard(text)
         except (ValueError, yaml.YAMLError) as error:
