@@ -56,8 +56,11 @@ card: $(VENV)/.installed  ## Render every page of model_cards from the JSON besi
 	@$(VENV)/bin/python scripts/render_model_cards.py
 
 benchmark: $(PEERS_VENV)/.installed  ## Measure beside OpenCLIP and transformers, in .venv-peers: an hour on two cores
-	@for script in scripts/benchmarks/*.py; do echo "$$script"; $(PEERS_VENV)/bin/python "$$script" || exit 1; done
-	@$(PEERS_VENV)/bin/python scripts/render_benchmarks.py
+	@for script in scripts/benchmarks/*.py; do \
+		echo "$$script"; $(PEERS_VENV)/bin/python "$$script" || failed="$$failed $$script"; \
+	done; \
+	$(PEERS_VENV)/bin/python scripts/render_benchmarks.py || exit 1; \
+	test -z "$$failed" || { echo "these failed:$$failed"; exit 1; }
 
 constraints: $(VENV)/.installed  ## Write the versions that .venv now holds to constraints.txt
 	@$(VENV)/bin/python -m pip freeze --all --exclude pip --exclude-editable | sed "s/+.*//" > constraints.txt
