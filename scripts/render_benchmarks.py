@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
 # In the order of the table; each is the name of a script and of the file it writes.
 ROWS = ("image_features", "text_features", "zero_shot_pipeline", "training_step", "contrastive_loss", "chunked_step")
-ROWS += ("large_batch_step", "image_loading", "tokenization", "start_up")
+ROWS += ("large_batch_step", "image_loading", "tokenization", "start_up", "large_retrieval", "communication")
 BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"
 
 
@@ -26,20 +26,28 @@ def read_cases(results: Path) -> list[dict[str, Any]]:
 
 
 def render_table(cases: list[dict[str, Any]]) -> str:
-    """Returns the cases as Markdown."""
-    lines = ["| | clip_hf | best peer | times as fast (aim) | share of floor |", "|---|---|---|---|---|"]
+    """Returns the cases as Markdown, a line for each comparison with a peer."""
+    lines = ["| | clip_hf | peer | times as fast (quartiles) | aim | share of floor |", "|---|---|---|---|---|---|"]
     for case in cases:
-        rates = case["per_second"]
-        ours = f"{rates[case['ours']]:,.4g} {case['unit']}/s"
-        peer = f"{rates[case['best_peer']]:,.4g}, {case['best_peer']}" if "best_peer" in case else ""
-        ratio = f"{case['times_faster']:.3g}" if "times_faster" in case else ""
-        aim = f" ({case['target']:g})" if ratio and "target" in case else ""
-        share = f"{case['share_of_floor']:.0%}" if "share_of_floor" in case else ""
-        memory = case.get("peak_megabytes_above_inputs", {})
-        held = "; " + ", ".join(f"{name} {megabytes:,} MB" for name, megabytes in memory.items()) if memory else ""
-        if "peak_gigabytes" in case:
-            held = f"; {case['peak_gigabytes']:.2f} GB at most"
-        lines.append(f"| {case['row']}: {case['case']}{held} | {ours} | {peer} | {ratio}{aim} | {share} |")
+        title = f"{case['row']}: {case['case']}"
+        if "bytes_sent" in case:
+            share = f"{case['bytes_sent'] / case['formula']:.2%} of the formula"
+            lines.append(f"| {title} | {case['bytes_sent']:,} bytes | {case['formula']:,}, formula | {share} | | |")
+            continue
+        ours = f"{case['per_second'][case['ours']]:,.4g} {case['unit']}/s"
+        share = f"{case['share_of_floor'][case['ours']]:.0%}" if "share_of_floor" in case else ""
+        front = f"| {title}{case.get('note', '')} | {ours} |"
+        for one in case["versus"]:
+            low, high = one["quartiles"]
+            peer = f"{case['per_second'][one['peer']]:,.4g}, {one['peer']}"
+            ratio, aim = (
+                f"{one['times_faster']:.3g} ({low:.3g} to {high:.3g})",
+                f"{one['aim']:g}" if one["aim"] else "",
+            )
+            lines.append(f"{front} {peer} | {ratio} | {aim} | {share} |")
+            front, share = "| | |", ""
+        if not case["versus"]:
+            lines.append(f"{front} | | | {share} |")
     return "\n".join(lines) + "\n"
 
 
@@ -63,8 +71,9 @@ def main() -> None:
     cases = read_cases(RESULTS)
     readme = ROOT / "README.md"
     readme.write_text(insert_table(readme.read_text(encoding="utf-8"), render_table(cases)), encoding="utf-8")
-    compared = [case | {"title": f"{case['row']}: {case['case']}"} for case in cases if "times_faster" in case]
-    draw_ratios(compared, RESULTS / "overview.png")
+    versus = [(case, one) for case in cases for one in case.get("versus", [])]
+    bars = {f"{case['row']}: {case['case']} / {one['peer']}": one for case, one in versus}
+    draw_ratios(bars, RESULTS / "overview.png")
     print(f"rendered {len(cases)} cases into {readme} and {RESULTS / 'overview.png'}")
 
 

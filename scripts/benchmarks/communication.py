@@ -12,13 +12,13 @@ import os
 import subprocess
 import sys
 import tempfile
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
 import torch
 from measuring.collectives import CollectiveCounter, SecondStep
 from measuring.noise import NoisePairs, small_config
-from measuring.reports import RESULTS, environment
+from measuring.options import make_parser
+from measuring.reports import write
 from tqdm import tqdm
 
 from clip_hf import ClipHfModel, ClipTrainer, ClipTrainingArguments
@@ -64,10 +64,9 @@ def count(engine: str, batch_size: int, file: Path) -> None:
 
 def main() -> None:
     """Starts two processes for each engine, prints and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__file__, __doc__)
     parser.add_argument("--engines", nargs="+", choices=list(ROUNDS), default=list(ROUNDS), help="of the training")
     parser.add_argument("--batch_size", type=int, default=64, help="pairs of all processes")
-    parser.add_argument("--output", type=Path, default=RESULTS / "communication.json", help="JSON file to write")
     args = parser.parse_args()
     if "LOCAL_RANK" in os.environ:
         count(args.engines[0], args.batch_size, args.output)
@@ -80,10 +79,9 @@ def main() -> None:
             options = ["--engines", engine, "--batch_size", str(args.batch_size), "--output", str(file)]
             subprocess.run([*launch, *options], check=True, capture_output=True)
             cases.append(json.loads(file.read_text()))
-    report = {"row": "Communication of a step, two processes", "unit": "bytes", **environment(), "cases": cases}
-    args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for case in cases:
         print(f"{case['case']:14}{case['bytes_sent']:14,} bytes sent by each process, formula {case['formula']:14,}")
+    write(args.output, "Communication of a step, two processes", "bytes", args, cases=cases)
     if any(abs(case["bytes_sent"] / case["formula"] - 1) > TOLERANCE for case in cases):
         sys.exit(f"some are more than {TOLERANCE:.0%} away from the formula")
 

@@ -1,37 +1,29 @@
 """Times the contrastive loss forward and backward, and its memory: ours, in tiles where it chooses so, and OpenCLIP's.
 
-Each way runs in fresh processes, in turns. Its memory is what the process grew by, above the embeddings and including
-their gradients. The floor is the time that torch.matmul takes, beside each loss, for the 8 x num_pairs^2 x width flops
-of the tiled loss; the plain one has 6. Linux and macOS.
+Each way runs in fresh processes, in turns. Its memory is what the process, or the GPU, holds at most above the
+embeddings and their gradients. The floor is the 8 x num_pairs^2 x width operations of the tiled loss, at the best rate
+of torch.matmul in the same process; the plain one has 6. Linux, and with less certainty of memory macOS.
+
+    python scripts/benchmarks/contrastive_loss.py --num_pairs 4096 8192
 """
 
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from measuring.memory import in_fresh_process, peak_megabytes
-from measuring.reports import RESULTS, save
-from measuring.rounds import compare
-from tqdm import tqdm
+from measuring.floors import Floor
+from measuring.memory import forget_peak, in_fresh_process, peak_megabytes
+from measuring.options import add_device, make_parser
+from measuring.reports import save
+from measuring.rounds import compare, turns
 
 from clip_hf.losses import clip_loss
 
 SCALE = torch.tensor(50.0)
-
-
-def matmul_gflops(width: int) -> float:
-    """The best rate, in 10^9 flops per second, of 20 products of (1024, width) and (width, 1024)."""
-    left, right = torch.randn(1024, width), torch.randn(width, 1024)
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        torch.matmul(left, right)
-        seconds.append(time.perf_counter() - start)
-    return 2 * 1024**2 * width / min(seconds) / 1e9
+BYTES_PER_LOGIT = 16  # of OpenCLIP's loss, as its memory grows
 
 
 def find_loss(way: str) -> Callable[..., Any]:
@@ -43,49 +35,60 @@ def find_loss(way: str) -> Callable[..., Any]:
     return ClipLoss()
 
 
-def measure(way: str, num_pairs: int, width: int) -> dict[str, float]:
-    """Time, memory and floor of a loss and its three gradients."""
+def measure(way: str, num_pairs: int, width: int, device: str = "cpu", dtype: str = "float32") -> dict[str, float]:
+    """Returns seconds, megabytes and floor of a loss and its three gradients, to be called in a fresh process."""
     torch.manual_seed(0)
-    images, texts = torch.randn(num_pairs, width), torch.randn(num_pairs, width)
+    options = {"device": device, "dtype": getattr(torch, dtype)}
+    images, texts = torch.randn(num_pairs, width, **options), torch.randn(num_pairs, width, **options)
     texts.add_(images, alpha=0.3)  # matching pairs have a cosine of about 0.3
     inputs = [part.requires_grad_() for part in (F.normalize(images, out=images), F.normalize(texts, out=texts))]
-    loss, scale = find_loss(way), SCALE.clone().requires_grad_()
+    loss, scale = find_loss(way), SCALE.to(**options).requires_grad_()
     for some in (64, 1500):  # loads the kernels of either form
-        loss(*torch.randn(2, some, width, requires_grad=True), scale).backward()
-    before, first_rate = peak_megabytes(), matmul_gflops(width)
+        loss(*torch.randn(2, some, width, requires_grad=True, **options), scale).backward()
+    floor = Floor({(1, 1024, width, 1024): 4 * (num_pairs / 1024) ** 2}, 0, device, dtype)
+    floor()
+    gradients, before = sum(part.nbytes for part in inputs) / 1e6, forget_peak()
     start = time.perf_counter()
-    loss(*inputs, scale).backward()
-    seconds, rate = time.perf_counter() - start, max(first_rate, matmul_gflops(width))
-    return {"seconds": seconds, "megabytes": peak_megabytes() - before, "floor": 8 * num_pairs**2 * width / rate / 1e9}
+    value = loss(*inputs, scale)
+    value.backward()
+    value.item()  # waits for a GPU
+    seconds = time.perf_counter() - start
+    megabytes = max(0.0, peak_megabytes() - before - gradients)
+    floor()
+    return {"seconds": seconds, "megabytes": megabytes, "floor": floor.seconds, "loss": value.item()}
 
 
 def compare_losses(num_pairs: int, args: Namespace) -> dict[str, Any]:
     """Returns one case: the losses of one number of pairs."""
-    ways = ["clip_hf", *(["open_clip"] if args.open_clip and num_pairs <= args.max_open_clip_pairs else [])]
-    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
-    for way in tqdm(ways * args.repeats, desc=f"{num_pairs} pairs", leave=False):
-        runs[way].append(in_fresh_process(measure, way, num_pairs, args.width))
-    seconds = {way: [run["seconds"] for run in runs[way]] for way in ways}
-    seconds["floor"] = [run["floor"] for run in runs["clip_hf"]]
-    memory = {way: round(max(run["megabytes"] for run in runs[way])) for way in ways}
-    floor = "8 x num_pairs^2 x width flops by torch.matmul"
+    is_compared = args.open_clip and num_pairs <= args.max_open_clip_pairs
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in ("clip_hf", "open_clip")[: 1 + is_compared]}
+    for way, counts in turns(list(runs), args.repeats, f"{num_pairs} pairs"):
+        if counts:  # a fresh process is warmed up in itself
+            runs[way].append(in_fresh_process(measure, way, num_pairs, args.width, args.device, args.dtype))
+    seconds = {way: [run["seconds"] for run in some] for way, some in runs.items()}
+    seconds["floor"] = [run["floor"] for some in runs.values() for run in some]
+    memory = {way: round(max(run["megabytes"] for run in some), 1) for way, some in runs.items()}
+    facts: dict[str, Any] = {"losses": {way: some[0]["loss"] for way, some in runs.items()}}
+    if args.open_clip and not is_compared:
+        gigabytes = BYTES_PER_LOGIT * num_pairs**2 / 1e9
+        facts["open_clip"] = f"not measured: it would hold about {gigabytes:.0f} GB, {BYTES_PER_LOGIT} bytes a logit"
+    note = "; " + ", ".join(f"{way} {megabytes:,.0f} MB" for way, megabytes in memory.items())
+    facts |= {"floor": "8 x num_pairs^2 x width operations by torch.matmul", "note": note}
     return compare(
-        f"{num_pairs:,} pairs", seconds, num_pairs, target=1.0, floor=floor, peak_megabytes_above_inputs=memory
+        f"{num_pairs:,} pairs", seconds, num_pairs, {"": 1.0}, megabytes_above_inputs_and_gradients=memory, **facts
     )
 
 
 def main() -> None:
     """Measures each number of pairs in each way, prints and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__file__, __doc__, repeats=5)
     parser.add_argument("--num_pairs", type=int, nargs="+", default=[4096, 8192, 16384, 32768], help="in the batch")
     parser.add_argument("--width", type=int, default=512, help="width of the joint embedding space")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of each way")
-    parser.add_argument("--max_open_clip_pairs", type=int, default=16384, help="32,768 would take 16 GB")
+    parser.add_argument("--max_open_clip_pairs", type=int, default=16384, help="16 GB at 32,768")
     parser.add_argument("--no_open_clip", dest="open_clip", action="store_false", help="measure ours alone")
-    parser.add_argument("--output", type=Path, default=RESULTS / "contrastive_loss.json", help="JSON file to write")
+    add_device(parser)
     args = parser.parse_args()
-    cases = [compare_losses(num_pairs, args) for num_pairs in args.num_pairs]
-    save(args.output, "Contrastive loss", "pairs", args, cases)
+    save("Contrastive loss", "pairs", args, [compare_losses(num_pairs, args) for num_pairs in args.num_pairs])
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ Time and memory per piece of work, on the machine at hand, of ours alone. Images
     python scripts/benchmarks/growth.py --most_samples 100000
 """
 
-import json
 import tempfile
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,8 @@ from contrastive_loss import measure as measure_loss
 from measuring.drawing import draw_curves
 from measuring.memory import held_megabytes, in_fresh_process
 from measuring.noise import write_noise_shards
-from measuring.reports import RESULTS, environment
+from measuring.options import make_parser
+from measuring.reports import write
 from measuring.rounds import take_turns
 from tqdm import tqdm
 
@@ -45,18 +44,18 @@ def features(repeats: int) -> tuple[Points, Points]:
     return images, [(length, 1e3 * seconds[kind, length] / 32) for kind, length in ways if kind == "text"]
 
 
-def losses() -> Points:
-    """Returns seconds, and megabytes above the inputs, of the loss forward and backward, by number of pairs."""
-    points = []
-    for num_pairs in tqdm([2**power for power in range(10, 16)], desc="Loss"):
-        run = in_fresh_process(measure_loss, "clip_hf", num_pairs, 512)
-        points.append((num_pairs, run["seconds"], run["megabytes"]))
+def losses(repeats: int) -> Points:
+    """Returns seconds, and megabytes above inputs and gradients, of the loss forward and backward, by pairs."""
+    sizes, points = [2**power for power in range(10, 16)], []
+    for num_pairs in tqdm(sizes, desc="Loss"):
+        runs = [in_fresh_process(measure_loss, "clip_hf", num_pairs, 512) for _ in range(repeats)]
+        points.append((num_pairs, *(min(run[what] for run in runs) for what in ("seconds", "megabytes"))))
     return points
 
 
 def stream(most: int) -> Points:
-    """Returns megabytes held by the process, and samples per second, by the number of samples read."""
-    points, batch_size = [], 100
+    """Returns megabytes held by the process, and samples per second since the last point, by samples read."""
+    points, batch_size, last = [], 100, 0
     marks = {factor * 10**power for power in range(3, 9) for factor in (1, 2, 5)}
     tokenizer = ClipHfTokenizer.train(["noise"], vocab_size=600, context_length=16)
     processor = ClipHfProcessor(ClipHfImageProcessor(size=32, crop_size=32), tokenizer)
@@ -66,31 +65,29 @@ def stream(most: int) -> Points:
         loader = TrainingPairs([open_source(shards, streaming=True)], processor).loader(batch_size)
         for number, _ in enumerate(tqdm(loader, desc="Stream"), start=1):
             if (num_read := batch_size * number) in marks:
-                points.append((num_read, held_megabytes(), num_read / (time.perf_counter() - start)))
+                now = time.perf_counter()
+                points.append((num_read, held_megabytes(), (num_read - last) / (now - start)))
+                start, last = now, num_read
     return points
 
 
 def main() -> None:
     """Measures, draws and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__file__, __doc__, repeats=3)
     parser.add_argument("--most_samples", type=int, default=100_000, help="of the stream")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of the features; the best counts")
-    parser.add_argument("--output", type=Path, default=RESULTS / "growth.json", help="JSON file to write")
     args = parser.parse_args()
     images, texts = features(args.repeats)
-    pairs, samples = losses(), in_fresh_process(stream, args.most_samples)
+    pairs, samples = losses(args.repeats), in_fresh_process(stream, args.most_samples)
     curves = {
         "ViT-B/32: ms per image": ("images in a batch", images),
         "text tower: ms per text": ("tokens of a text, 32 texts in a batch", texts),
         "loss: seconds": ("pairs", [point[:2] for point in pairs]),
-        "loss: MB above the inputs": ("pairs", [(point[0], point[2]) for point in pairs]),
+        "loss: MB above inputs and gradients": ("pairs", [(point[0], point[2]) for point in pairs]),
         "stream: MB of the process": ("samples read", [point[:2] for point in samples]),
         "stream: samples per second": ("samples read", [(point[0], point[2]) for point in samples]),
     }
-    report = json.dumps({"row": "Cost as work grows", **environment(), "curves": curves}, indent=2)
-    args.output.write_text(report + "\n", encoding="utf-8")
+    write(args.output, "Cost as work grows", "as each curve says", args, curves=curves)
     draw_curves(curves, args.output.with_suffix(".png"))
-    print(f"saved to {args.output} and a PNG beside it")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,41 @@
-"""Takes one optimizer step on a contrastive batch of the paper's size in one process, and reports time and memory.
+"""Takes one optimizer step on a contrastive batch of the paper's size in one process, in little memory.
 
-The step is ClipTrainer's own: embeddings of all pairs chunk by chunk, one loss over all of them, tiled, the chunks
-again with their gradients, and AdamW. Images and texts are noise. Linux and macOS.
+Ours is ClipTrainer's step: embeddings of all pairs chunk by chunk, one loss over all of them, tiled, the chunks again
+with their gradients, and AdamW. The peer is transformers' CLIPModel of the same size in a plain step, on the largest
+batch, of powers of two, that stays within the same memory. Images and texts are noise. Linux and macOS.
 
-    python scripts/benchmarks/large_batch_step.py --per_device_train_batch_size 32768
+    python scripts/benchmarks/large_batch_step.py --batch_size 32768
 """
 
 import tempfile
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
 import torch
-from measuring.memory import peak_megabytes
+from measuring.memory import in_fresh_process, peak_megabytes
 from measuring.noise import NoisePairs, small_config
-from measuring.reports import RESULTS, save
+from measuring.options import make_parser
+from measuring.reports import save
 from measuring.rounds import compare
+from measuring.steps import stepper
+from transformers import CLIPModel
 
 from clip_hf import ClipHfModel, ClipTrainer, ClipTrainingArguments
+from clip_hf.conversion.foreign_configs import to_transformers_config
 
 
-def measure(args: Namespace) -> dict[str, Any]:
-    """Time, memory and the log of one step."""
+def measure_ours(args: Namespace) -> dict[str, Any]:
+    """Returns time, memory and the log of our step, to be called in a fresh process."""
     torch.manual_seed(0)
     model = ClipHfModel(small_config(args.width, args.num_layers, args.image_size, args.patch_size))
-    pairs = NoisePairs(model.config, args.per_device_train_batch_size)
-    before = peak_megabytes()
+    pairs = NoisePairs(model.config, args.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         training_args = ClipTrainingArguments(
             output_dir=folder,
             use_cpu=True,
             max_steps=1,
-            per_device_train_batch_size=args.per_device_train_batch_size,
+            per_device_train_batch_size=args.batch_size,
             grad_cache_chunk_size=args.grad_cache_chunk_size,
             warmup_steps=0,
             logging_steps=1,
@@ -43,32 +46,49 @@ def measure(args: Namespace) -> dict[str, Any]:
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start
-    log = trainer.state.log_history[0]
-    return compare(
-        f"{len(pairs):,} pairs of {args.image_size} pixels, {model.num_parameters() / 1e6:.1f}M parameters",
-        {"clip_hf": [seconds]},
-        len(pairs),
-        peak_gigabytes=round(peak_megabytes() / 1e3, 3),
-        peak_gigabytes_before_the_step=round(before / 1e3, 3),
-        most_gigabytes=4.0,
-        log={key: log[key] for key in ("loss", "grad_norm", "scale")},
-    )
+    log = {key: trainer.state.log_history[0][key] for key in ("loss", "grad_norm", "scale")}
+    title = f"{args.image_size} pixels, {model.num_parameters() / 1e6:.1f}M parameters"
+    return {"title": title, "seconds": seconds, "gigabytes": peak_megabytes() / 1e3, "log": log}
+
+
+def measure_peer(args: Namespace, batch_size: int) -> dict[str, float]:
+    """Returns time and memory of the peer's step, to be called in a fresh process."""
+    torch.manual_seed(0)
+    config = small_config(args.width, args.num_layers, args.image_size, args.patch_size)
+    model, batch = CLIPModel(to_transformers_config(config)), NoisePairs(config, batch_size).__getitems__(slice(None))
+    pixels = batch["pixel_values"] / 255
+    step = stepper(model, lambda: model(input_ids=batch["input_ids"], pixel_values=pixels, return_loss=True).loss)
+    start = time.perf_counter()
+    step()
+    return {"seconds": time.perf_counter() - start, "gigabytes": peak_megabytes() / 1e3}
+
+
+def measure(args: Namespace) -> dict[str, Any]:
+    """Returns one case: our step, and the peer's largest."""
+    ours = in_fresh_process(measure_ours, args)
+    batch_size, peers = 256, {}
+    while not peers or peers[batch_size]["gigabytes"] <= args.most_gigabytes:
+        batch_size *= 2
+        peers[batch_size] = in_fresh_process(measure_peer, args, batch_size)
+    largest = batch_size // 2
+    peer = peers.get(largest, peers[batch_size])
+    case = compare(f"{args.batch_size:,} pairs of {ours['title']}", {"clip_hf": [ours["seconds"]]}, args.batch_size)
+    note = f"; {ours['gigabytes']:.2f} GB, transformers' plain step {largest:,} pairs in {peer['gigabytes']:.2f} GB"
+    return case | {"note": note, "most_gigabytes": args.most_gigabytes, "log": ours["log"], "transformers": peers}
 
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--per_device_train_batch_size", type=int, default=32_768, help="pairs in the batch")
+    parser = make_parser(__file__, __doc__)
+    parser.add_argument("--batch_size", type=int, default=32_768, help="pairs in our batch")
+    parser.add_argument("--most_gigabytes", type=float, default=4.0, help="that the peer may hold")
     parser.add_argument("--grad_cache_chunk_size", type=int, default=256, help="images and texts held at a time")
     parser.add_argument("--image_size", type=int, default=32, help="pixels")
     parser.add_argument("--patch_size", type=int, default=8, help="pixels")
     parser.add_argument("--width", type=int, default=128, help="of both towers and the joint embedding space")
     parser.add_argument("--num_layers", type=int, default=4, help="of each tower")
-    parser.add_argument("--output", type=Path, default=RESULTS / "large_batch_step.json", help="JSON file to write")
     args = parser.parse_args()
-    case = measure(args)
-    save(args.output, "Largest step", "pairs", args, [case])
-    print(f"{case['peak_gigabytes']} GB at most; before the step, {case['peak_gigabytes_before_the_step']} GB")
+    save("Largest step", "pairs", args, [measure(args)])
 
 
 if __name__ == "__main__":

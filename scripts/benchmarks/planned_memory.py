@@ -5,16 +5,14 @@ One process on a CPU, in float32: two steps, so that Adam's averages are there. 
     python scripts/benchmarks/planned_memory.py
 """
 
-import json
 import sys
 import tempfile
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
-from pathlib import Path
 
 import torch
-from measuring.memory import held_megabytes, in_fresh_process, peak_megabytes
+from measuring.memory import forget_peak, in_fresh_process, peak_megabytes
 from measuring.noise import NoisePairs
-from measuring.reports import RESULTS, environment
+from measuring.options import make_parser
+from measuring.reports import write
 from tqdm import tqdm
 
 from clip_hf import ClipHfConfig, ClipHfModel, ClipTrainer, ClipTrainingArguments
@@ -29,7 +27,7 @@ def measure(architecture: str, batch_size: int, chunk_size: int | None) -> float
     small = {"hidden_size": 32, "num_hidden_layers": 1}
     vision = small | {"image_size": 32, "patch_size": 16}
     steps(ClipHfConfig(text_config=small, vision_config=vision, projection_dim=32), 2, None)
-    before = held_megabytes()
+    before = forget_peak()
     steps(ClipHfConfig.from_architecture(architecture), batch_size, chunk_size)
     return peak_megabytes() - before
 
@@ -53,9 +51,7 @@ def steps(config: ClipHfConfig, batch_size: int, chunk_size: int | None) -> None
 
 def main() -> None:
     """Measures each case, prints and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--output", type=Path, default=RESULTS / "planned_memory.json", help="JSON file to write")
-    args = parser.parse_args()
+    args = make_parser(__file__, __doc__).parse_args()
     one_device = Hardware(1, 1e12, 1.0, 1e9)
     cases = []
     for architecture, batch_size, chunk_size in tqdm(CASES, desc="Trainings"):
@@ -65,14 +61,13 @@ def main() -> None:
         measured = in_fresh_process(measure, architecture, batch_size, chunk_size)
         case = {"case": f"{architecture}, {batch_size} pairs, chunks of {chunk_size or batch_size}"}
         cases.append(case | {"planned_megabytes": sum(planned.values()), "measured_megabytes": measured} | planned)
-    report = {"row": "Planned memory of a training", "unit": "megabytes", **environment(), "cases": cases}
-    args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     for case in cases:
         case["ratio"] = case["planned_megabytes"] / case["measured_megabytes"]
         print(
             f"{case['case']:36}{case['planned_megabytes']:10,.0f} MB planned"
             f"{case['measured_megabytes']:10,.0f} MB measured, {case['ratio']:.2f}"
         )
+    write(args.output, "Planned memory of a training", "megabytes", args, cases=cases)
     if any(abs(case["ratio"] - 1) > TOLERANCE for case in cases):
         sys.exit(f"some are more than {TOLERANCE:.0%} apart")
 

@@ -6,29 +6,35 @@ python scripts/benchmarks/start_up.py --architecture ViT-L/14
 import subprocess
 import sys
 import tempfile
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
 from pathlib import Path
 
-from measuring.reports import RESULTS, save
-from measuring.rounds import compare, take_turns
+from measuring.options import make_parser
+from measuring.reports import save
+from measuring.rounds import compare, turns
 
 IMPORTS = {
     "clip_hf": "import clip_hf",
     "transformers": "import torch; from transformers import PreTrainedModel, AutoModel, AutoProcessor",
 }
-# The time of opening alone, behind the imports.
-OPENING = """
-import time
-from {module} import {name}
-start = time.perf_counter()
-{name}.from_pretrained(r"{folder}")
-print(time.perf_counter() - start)
-"""
+IMPORTS_BOUND = "what the peer imports, torch and transformers, all of which ours import first"
+CLASSES = {"clip_hf": "ClipHfModel", "transformers": "CLIPModel"}
+OPENING_BOUND = "the building of modules and the reading of weights, by transformers in both"
 
 
-def run(code: str) -> str:
-    """Returns what a fresh process prints."""
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+def seconds_of(code: str, before: str = "") -> float:
+    """Returns the seconds that code takes in a fresh process, behind the code before it."""
+    timed = f"import time\n{before}\nstart = time.perf_counter()\n{code}\nprint(time.perf_counter() - start)"
+    printed = subprocess.run([sys.executable, "-c", timed], check=True, capture_output=True, text=True).stdout
+    return float(printed.split()[-1])
+
+
+def import_seconds(repeats: int) -> dict[str, list[float]]:
+    """Returns the seconds of the imports, without the start of Python."""
+    seconds: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    for name, counts in turns(list(IMPORTS), repeats, "Imports"):
+        one = seconds_of(IMPORTS[name])
+        seconds[name] += [one] * counts
+    return seconds
 
 
 def opening_seconds(architecture: str, repeats: int) -> dict[str, list[float]]:
@@ -36,33 +42,28 @@ def opening_seconds(architecture: str, repeats: int) -> dict[str, list[float]]:
     from measuring.models import build_models
 
     models = build_models(architecture)
-    seconds: dict[str, list[float]] = {"clip_hf": [], "transformers": []}
+    seconds: dict[str, list[float]] = {name: [] for name in CLASSES}
     with tempfile.TemporaryDirectory() as folder:
-        models.clip_hf.save_pretrained(Path(folder, "clip_hf"))
-        models.transformers.save_pretrained(Path(folder, "transformers"))
-        for turn in range(repeats + 1):  # the first reads the files into the system's cache
-            for way, module, name in (("clip_hf", "clip_hf", "ClipHfModel"), ("transformers",) * 2 + ("CLIPModel",)):
-                printed = run(OPENING.format(module=module, name=name, folder=Path(folder, way)))
-                if turn:
-                    seconds[way].append(float(printed.split()[-1]))
+        for name in CLASSES:
+            getattr(models, name).save_pretrained(Path(folder, name))
+        for name, counts in turns(list(CLASSES), repeats, "Openings"):
+            opening = f"{CLASSES[name]}.from_pretrained({str(Path(folder, name))!r})"
+            one = seconds_of(opening, f"from {name} import {CLASSES[name]}")
+            seconds[name] += [one] * counts  # the first reads the file into the system's cache
     return seconds
 
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = make_parser(__file__, __doc__, repeats=7)
     parser.add_argument("--architecture", default="ViT-L/14", help="of the model that is opened: a ViT")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each way")
-    parser.add_argument("--output", type=Path, default=RESULTS / "start_up.json", help="JSON file to write")
     args = parser.parse_args()
-    ways = {name: lambda code=code: run(code) for name, code in IMPORTS.items()}
+    aims, title = {"transformers": round(1 / 1.2, 2)}, f"from_pretrained, {args.architecture}"
     cases = [
-        compare("imports of a fresh process", take_turns(ways, args.repeats, "Imports"), 1, target=round(1 / 1.2, 2)),
-        compare(
-            f"from_pretrained, {args.architecture}", opening_seconds(args.architecture, args.repeats), 1, target=1
-        ),
+        compare("imports of a fresh process", import_seconds(args.repeats), 1, aims, IMPORTS_BOUND),
+        compare(title, opening_seconds(args.architecture, args.repeats), 1, {"transformers": 1.0}, OPENING_BOUND),
     ]
-    save(args.output, "Start-up", "starts", args, cases)
+    save("Start-up", "starts", args, cases)
 
 
 if __name__ == "__main__":

@@ -1,51 +1,56 @@
 """Times text features, from strings to embeddings: captions as they come, and a zero-shot classifier's weights.
 
-OpenCLIP pads every text to 77 tokens, transformers each batch to its longest text; ours sort the texts by length.
+OpenCLIP pads every text to 77 tokens, transformers each batch to its longest text; ours sort the texts by length. The
+texts are dealt out to the turns, so that all are embedded once. OpenCLIP, to which all texts are of one length, gets a
+part of them, and its time is multiplied.
 
     python scripts/benchmarks/text_features.py --num_captions 10000 --num_classes 1000
 """
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from collections.abc import Iterator
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from measuring.captions import CAPTIONS_HELP, default_captions, read_captions
-from measuring.reports import RESULTS, save
-from measuring.rounds import compare, take_turns
+from measuring.captions import class_names, read_captions
+from measuring.floors import Floor
+from measuring.options import add_captions, add_device, make_parser
+from measuring.reports import save
+from measuring.rounds import compare, largest_difference, take_turns
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from clip_hf import ZeroShotClassifier
-from clip_hf.evaluation.embedding import Embedder
+from clip_hf.model.zero_shot_clip_hf import embed_texts
 
-BOUND = "Prompts that follow one another are alike in length: transformers pads little of them."
 TEMPLATES = ["a photo of a {}.", "a blurry photo of a {}.", "a photo of many {}.", "a photo of the large {}."]
 TEMPLATES += ["a photo of the small {}.", "a drawing of a {}.", "{} in the wild."]
+AIMS: dict[str, float | None] = {"open_clip": 6.0, "transformers": 1.2}
+WAYS = ("clip_hf", "open_clip", "transformers")
 
 
 class Encoders:
     """The three text towers with their tokenizers, from strings to unit vectors."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, args: Namespace) -> None:
         from measuring.models import build_models, build_tokenizers
 
-        self.models, self.tokenizers, self.batch_size = build_models("ViT-B/32"), build_tokenizers(), batch_size
+        self.models, self.tokenizers = build_models("ViT-B/32", args.device, args.dtype), build_tokenizers()
+        self.batch_size, self.device = args.batch_size, args.device
 
     def clip_hf(self, texts: list[str]) -> Tensor:
         """Returns our embeddings."""
-        return Embedder(self.models.clip_hf, None, self.tokenizers.clip_hf, self.batch_size).embed_texts(texts)
+        return embed_texts(self.models.clip_hf, self.tokenizers.clip_hf, texts, self.batch_size)
 
     def open_clip(self, texts: list[str]) -> Tensor:
         """Returns OpenCLIP's."""
         ids = map(self.tokenizers.open_clip, self._batches(texts))
-        return torch.cat([self.models.open_clip.encode_text(batch, normalize=True) for batch in ids])
+        return torch.cat([self.models.open_clip.encode_text(one.to(self.device), normalize=True) for one in ids])
 
     def transformers(self, texts: list[str]) -> Tensor:
         """Returns transformers', each batch padded to its longest text."""
         options = {"padding": True, "truncation": True, "return_tensors": "pt"}
-        batches = (self.tokenizers.transformers(batch, **options) for batch in self._batches(texts))
+        batches = (self.tokenizers.transformers(batch, **options).to(self.device) for batch in self._batches(texts))
         features = [self.models.transformers.get_text_features(**batch).pooler_output for batch in batches]
         return normalize(torch.cat(features), dim=-1)
 
@@ -62,38 +67,53 @@ class Encoders:
         return (texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size))
 
 
-def measure(args: Namespace) -> list[dict[str, Any]]:
-    """Returns the two cases."""
-    encoders, captions = Encoders(args.batch_size), read_captions(args.captions, args.num_captions)
-    words = sorted({word for caption in captions for word in caption.lower().split() if word.isalpha()})
-    names = [f"{words[i % len(words)]} {words[7 * i % len(words)]} {i // len(words)}" for i in range(args.num_classes)]
-    peers = ("clip_hf", "open_clip", "transformers")
-    rows = {
-        f"{len(captions):,} captions": {way: lambda w=way: getattr(encoders, w)(captions) for way in peers},
-        f"{len(names):,} classes x 7 templates": {w: lambda w=w: encoders.class_weights(w, names) for w in peers},
-    }
-    cases = []
-    for (title, ways), amount in zip(rows.items(), (len(captions), 7 * len(names)), strict=True):
-        case = compare(title, take_turns(ways, args.repeats, title), amount, target=1.2)
-        case["times_open_clip"] = round(case["per_second"]["clip_hf"] / case["per_second"]["open_clip"], 2)
-        cases.append(case | ({"why": BOUND} if case["times_faster"] < case["target"] else {}))
-    some = {way: getattr(encoders, way)(captions[:100]) for way in peers}
-    cases[0]["largest_difference"] = max((embeds - some["open_clip"]).abs().max().item() for embeds in some.values())
-    return cases
+def measure(
+    title: str, unit_size: int, texts: list[str], embed: Callable[[str, list[str]], Tensor], args: Namespace
+) -> dict[str, Any]:
+    """Returns one case.
+
+    Args:
+        title: of the case.
+        unit_size: texts that the tower gets for one of `texts`.
+        texts: captions, or names of classes.
+        embed: gives the embeddings of some of these in a way.
+        args: of the command line.
+    """
+    size, few = len(texts) // args.repeats, texts[: args.batch_size]
+    difference = largest_difference({way: embed(way, few) for way in WAYS}, args.dtype)
+
+    def in_parts(way: str) -> Callable[[], Tensor]:
+        step = args.open_clip_part if way == "open_clip" else 1
+        parts = iter([few, *(texts[turn * size : (turn + 1) * size : step] for turn in range(args.repeats))])
+        return lambda: embed(way, next(parts))
+
+    floor = Floor.of(lambda: embed("clip_hf", texts[:size]), args.device, args.dtype)
+    seconds = take_turns({way: in_parts(way) for way in WAYS} | {"floor": floor}, args.repeats, title)
+    multiple = size / len(range(0, size, args.open_clip_part))
+    seconds |= {"open_clip": [multiple * one for one in seconds["open_clip"]], "floor": [floor.seconds]}
+    facts = {"floor": str(floor), "open_clip_multiplied_by": multiple, "largest_difference": difference}
+    return compare(title, seconds, unit_size * size, AIMS, example=texts[len(texts) // 2], **facts)
 
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--captions", type=Path, default=default_captions(), help=CAPTIONS_HELP)
+    parser = make_parser(__file__, __doc__, repeats=5)
+    add_captions(parser)
     parser.add_argument("--num_captions", type=int, default=10_000, help="captions")
     parser.add_argument("--num_classes", type=int, default=1000, help="classes, of seven prompts each")
     parser.add_argument("--batch_size", type=int, default=64, help="texts at a time")
-    parser.add_argument("--repeats", type=int, default=1, help="turns of each way, after one to warm up")
-    parser.add_argument("--output", type=Path, default=RESULTS / "text_features.json", help="JSON file to write")
+    parser.add_argument("--open_clip_part", type=int, default=5, help="OpenCLIP gets each so-manieth text; 1 for all")
+    add_device(parser)
     args = parser.parse_args()
+    captions = read_captions(args.captions, args.num_captions)
+    names = class_names(captions, args.num_classes)
     with torch.no_grad():
-        save(args.output, "Text features", "texts", args, measure(args))
+        encoders = Encoders(args)
+        cases = [
+            measure(f"{len(captions):,} captions", 1, captions, lambda way, some: getattr(encoders, way)(some), args),
+            measure(f"{len(names):,} classes x 7 templates", 7, names, encoders.class_weights, args),
+        ]
+    save("Text features", "texts", args, cases)
 
 
 if __name__ == "__main__":

@@ -6,25 +6,21 @@ The floor is what bounds ours: the tokenizers library (Rust) alone, without the 
 """
 
 import os
-import sys
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
-from pathlib import Path
 
 import torch
-from measuring.captions import CAPTIONS_HELP, default_captions, read_captions
-from measuring.reports import RESULTS, save
-from measuring.rounds import compare, take_turns
+from measuring.captions import read_captions
+from measuring.options import add_captions, make_parser
+from measuring.reports import save
+from measuring.rounds import compare, largest_difference, take_turns
 
-BOUND = "Most of the time the tokenizers library splits and merges words: the floor."
+BOUND = "the tokenizers library, which splits and merges words: the floor"
 
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--captions", type=Path, default=default_captions(), help=CAPTIONS_HELP)
+    parser = make_parser(__file__, __doc__, repeats=9)
+    add_captions(parser)
     parser.add_argument("--num_captions", type=int, default=10_000, help="captions")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each way")
-    parser.add_argument("--output", type=Path, default=RESULTS / "tokenization.json", help="JSON file to write")
     args = parser.parse_args()
     captions = read_captions(args.captions, args.num_captions)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -42,8 +38,7 @@ def main() -> None:
     }
     theirs, end = ways["open_clip"](), tokenizers.clip_hf.eos_token_id
     # OpenCLIP's pad with 0, ours with the end token.
-    if not torch.equal(ways["clip_hf"](), theirs.masked_fill((theirs == end).cumsum(dim=1) > 0, end)):
-        sys.exit("the ids are not OpenCLIP's")
+    largest_difference({"ours": ways["clip_hf"](), "theirs": theirs.masked_fill((theirs == end).cumsum(1) > 0, end)})
     backend = tokenizers.clip_hf.backend_tokenizer
     backend.no_padding()
     ways["floor"] = lambda: backend.encode_batch_fast(lowered)
@@ -51,11 +46,11 @@ def main() -> None:
         f"{len(captions):,} captions, one core",
         take_turns(ways, args.repeats, "Tokenization"),
         len(captions),
-        target=1.5,
+        aims={"open_clip": 1.5, "transformers": None},
+        bound=BOUND,
         floor="the tokenizers library's encode_batch_fast alone",
     )
-    why = {"why": BOUND} if case["times_faster"] < case["target"] else {}
-    save(args.output, "Tokenization", "captions", args, [case | why])
+    save("Tokenization", "captions", args, [case])
 
 
 if __name__ == "__main__":

@@ -1,80 +1,103 @@
 """Times a training step: forward, contrastive loss, backward and AdamW, on noise and captions of real lengths.
 
-OpenCLIP pads every caption to 77 tokens, transformers each batch to its longest, ours a few groups of like length.
+OpenCLIP pads every caption to 77 tokens, transformers each batch to its longest; ours pad groups of like length, from
+64 pairs on. Each as it comes and compiled.
 
     python scripts/benchmarks/training_step.py --architectures ViT-B/32 RN50 --batch_size 32
 """
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
-from measuring.captions import CAPTIONS_HELP, default_captions, read_captions
-from measuring.floors import floor_of
-from measuring.reports import RESULTS, save
-from measuring.rounds import compare, take_turns
+from measuring.captions import read_captions
+from measuring.floors import Floor
+from measuring.options import add_captions, add_device, make_parser
+from measuring.reports import save
+from measuring.rounds import compare, largest_difference, take_turns
 from measuring.steps import stepper
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_hf.losses import clip_loss
 
-TARGETS = {"ViT-B/32": 1.1, "RN50": 1.3}
+AIMS: dict[str, dict[str, float | None]] = {
+    "ViT-B/32": {"open_clip": 1.8, "transformers": 1.1},
+    "RN50": {"open_clip": 1.3},
+}
+AIMS_ON_GPU: dict[str, float | None] = {"open_clip": 1.3}
+
+
+def find_losses(
+    architecture: str, captions: list[str], args: Namespace
+) -> tuple[dict[str, nn.Module], dict[str, Callable[[], Tensor]], int]:
+    """Returns the models and what computes their losses, by name, and the tokens of the longest caption."""
+    from measuring.models import build_models, build_tokenizers
+    from open_clip import ClipLoss
+
+    built, tokenizers = build_models(architecture, args.device), build_tokenizers()
+    models = {name: model for name, model in built._asdict().items() if model is not None}
+    size = built.clip_hf.config.vision_config.image_size
+    pixels = torch.randn(len(captions), 3, size, size, device=args.device)
+    full_ids = tokenizers.open_clip(captions).to(args.device)
+    options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+    our_ids = tokenizers.clip_hf(captions, **options)["input_ids"].to(args.device)
+    batch = tokenizers.transformers(captions, **options).to(args.device)
+    open_clip_loss = ClipLoss()
+
+    def ours(model: nn.Module) -> Tensor:
+        chunk_sizes = (args.grad_cache_chunk_size, args.grad_cache_chunk_size)
+        output = model(input_ids=our_ids, pixel_values=pixels, chunk_sizes=chunk_sizes)
+        return clip_loss(output.image_embeds, output.text_embeds, output.scale)
+
+    losses = {
+        "clip_hf": ours,
+        "open_clip": lambda model: open_clip_loss(*model(pixels, full_ids)),
+        "transformers": lambda model: model(**batch, pixel_values=pixels, return_loss=True).loss,
+    }
+    if args.compile:
+        compiled = deepcopy(built.clip_hf)
+        for tower in (compiled.vision_model, compiled.text_model):
+            tower.compile()  # as `--torch_compile` of scripts/train.py does
+        peers = {name: torch.compile(model) for name, model in models.items() if name != "clip_hf"}
+        models |= {f"{name} compiled": model for name, model in ({"clip_hf": compiled} | peers).items()}
+    ways = {name: lambda n=name, m=model: losses[n.split()[0]](m) for name, model in models.items()}
+    return models, ways, our_ids.shape[1]
 
 
 def measure(architecture: str, args: Namespace, captions: list[str]) -> dict[str, Any]:
     """Returns one case: the steps of one architecture."""
-    from measuring.models import build_models, build_tokenizers
-    from open_clip import ClipLoss
-
-    models, tokenizers = build_models(architecture), build_tokenizers()
-    size = models.clip_hf.config.vision_config.image_size
-    pixels = torch.randn(len(captions), 3, size, size)
-    full_ids = tokenizers.open_clip(captions)
-    options = {"padding": True, "truncation": True, "return_tensors": "pt"}
-    ours_ids, batch = (
-        tokenizers.clip_hf(captions, **options)["input_ids"],
-        tokenizers.transformers(captions, **options),
-    )
-    open_clip_loss = ClipLoss()
-
-    def our_loss() -> Tensor:
-        chunk_sizes = (args.grad_cache_chunk_size, args.grad_cache_chunk_size)
-        output = models.clip_hf(input_ids=ours_ids, pixel_values=pixels, chunk_sizes=chunk_sizes)
-        return clip_loss(output.image_embeds, output.text_embeds, output.scale)
-
-    losses = {"clip_hf": our_loss, "open_clip": lambda: open_clip_loss(*models.open_clip(pixels, full_ids))}
-    if models.transformers is not None:
-        losses["transformers"] = lambda: models.transformers(**batch, pixel_values=pixels, return_loss=True).loss
-    difference = max((loss() - losses["open_clip"]()).abs().item() for loss in losses.values())
-    floor = floor_of(lambda: our_loss().backward())
-    steppers = {name: stepper(getattr(models, name), loss) for name, loss in losses.items()}
-    seconds = take_turns(steppers | {"floor": floor}, args.repeats, architecture)
-    case = compare(
-        f"{architecture}, {len(captions)} pairs, longest caption {ours_ids.shape[1]} tokens",
-        seconds,
+    models, losses, length = find_losses(architecture, captions, args)
+    kind, dtype = torch.device(args.device).type, getattr(torch, args.dtype)
+    # First of all, as this is what puts the models into training mode: compiled, they would be compiled twice.
+    steps: dict[str, Callable[[], None]] = {name: stepper(models[name], loss) for name, loss in losses.items()}
+    with torch.autocast(kind, dtype, enabled=args.dtype != "float32"):
+        difference = largest_difference({name: loss().detach() for name, loss in losses.items()}, args.dtype)
+        floor = Floor.of(lambda: losses["clip_hf"]().backward(), args.device, args.dtype)
+        seconds = take_turns(steps | {"floor": floor}, args.repeats, architecture)
+    return compare(
+        f"{architecture}, {len(captions)} pairs, longest caption {length} tokens",
+        seconds | {"floor": [floor.seconds]},
         len(captions),
-        target=TARGETS.get(architecture, 1.0),
-        floor="the step's matrix products forward and backward, by torch.matmul",
+        aims=AIMS.get(architecture) if kind == "cpu" else AIMS_ON_GPU,
+        floor=str(floor),
         largest_difference_of_losses=difference,
     )
-    rates = case["per_second"]
-    return case | {"times_open_clip": round(rates["clip_hf"] / rates["open_clip"], 2)}
 
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--architectures", nargs="+", default=list(TARGETS), help="of the models")
-    parser.add_argument("--captions", type=Path, default=default_captions(), help=CAPTIONS_HELP)
+    parser = make_parser(__file__, __doc__, repeats=3)
+    parser.add_argument("--architectures", nargs="+", default=list(AIMS), help="of the models")
+    add_captions(parser)
     parser.add_argument("--batch_size", type=int, default=32, help="pairs in a step")
     parser.add_argument("--grad_cache_chunk_size", type=int, help="pairs that ours embed at a time (default: all)")
-    parser.add_argument("--repeats", type=int, default=4, help="turns of each way")
-    parser.add_argument("--output", type=Path, default=RESULTS / "training_step.json", help="JSON file to write")
+    parser.add_argument("--no_compile", dest="compile", action="store_false", help="measure each only as it comes")
+    add_device(parser)
     args = parser.parse_args()
     captions = read_captions(args.captions, args.batch_size)
-    cases = [measure(name, args, captions) for name in args.architectures]
-    save(args.output, "Training step", "pairs", args, cases)
+    save("Training step", "pairs", args, [measure(name, args, captions) for name in args.architectures])
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 
 def draw_curves(curves: Mapping[str, tuple[str, Sequence[tuple[float, float]]]], file: Path) -> None:
-    """Draws a panel for each curve, side by side, all over logarithms of what grows.
+    """Draws a panel for each curve, side by side, both axes logarithmic: what grows in proportion has a slope of one.
 
     Args:
         curves: by title; what grows, and points.
@@ -19,29 +20,35 @@ def draw_curves(curves: Mapping[str, tuple[str, Sequence[tuple[float, float]]]],
     panels = figure.subplots(-(-len(curves) // columns), columns, squeeze=False).flatten()
     for axes, (title, (what_grows, points)) in zip(panels, curves.items(), strict=False):
         axes.plot(*zip(*points, strict=True), marker=".")
-        axes.set(title=title, xlabel=what_grows, xscale="log", ylim=(0, 1.15 * max(y for _, y in points) + 0.01))
+        low, high = min(y for _, y in points), max(y for _, y in points)
+        axes.set(title=title, xlabel=what_grows, xscale="log", yscale="log", ylim=(low / 3, 3 * high))
         axes.set_xticks([x for x, _ in points], [f"{x:,}" for x, _ in points], rotation=30)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=100)
 
 
-def draw_ratios(cases: Sequence[Mapping[str, Any]], file: Path) -> None:
-    """Draws a bar for each case: how many times as fast as the best peer, and a mark for the aim.
+def draw_ratios(bars: Mapping[str, Mapping[str, Any]], file: Path) -> None:
+    """Draws a bar for each comparison: how many times as fast as the peer, its quartiles, and a mark for the aim.
 
     Args:
-        cases: with "title", "times_faster" and maybe "target".
+        bars: by title; with "times_faster", "quartiles" and "aim", which may be None, as `compare` gives them.
         file: PNG to write.
     """
-    figure = Figure(figsize=(10, 0.32 * len(cases) + 1), layout="constrained")
+    figure = Figure(figsize=(10, 0.32 * len(bars) + 1), layout="constrained")
     axes = figure.subplots()
-    ratios = [case["times_faster"] for case in cases]
-    bars = axes.barh([case["title"] for case in cases], ratios, color=["C0" if x >= 1 else "C1" for x in ratios])
-    axes.bar_label(bars, [f" {ratio:.3g}" for ratio in ratios])
-    for row, case in enumerate(cases):
-        if "target" in case:
-            axes.plot(case["target"], row, "|", color="black", markersize=14)
+    ratios = [one["times_faster"] for one in bars.values()]
+    spreads = [[one["times_faster"] - one["quartiles"][0] for one in bars.values()]]
+    spreads += [[one["quartiles"][1] - one["times_faster"] for one in bars.values()]]
+    colors = ["C0" if one["times_faster"] >= (one["aim"] or 1) else "C1" for one in bars.values()]
+    drawn = axes.barh(list(bars), ratios, color=colors, xerr=spreads, error_kw={"elinewidth": 0.8})
+    axes.bar_label(drawn, [f" {ratio:.3g}" for ratio in ratios])
+    for row, one in enumerate(bars.values()):
+        if one["aim"]:
+            axes.plot(one["aim"], row, "|", color="black", markersize=14)
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", xlabel="times as fast as the best peer; | marks the aim", xlim=(None, 2 * max(ratios)))
+    label = "times as fast as the peer, with quartiles\n| marks the aim; orange is short of it"
+    axes.set(xscale="log", xlabel=label, xlim=(None, 2 * max(ratios)))
     axes.invert_yaxis()
     figure.savefig(file, dpi=100)

@@ -25,17 +25,20 @@ class Models(NamedTuple):
     transformers: CLIPModel | None
 
 
-def build_models(architecture: str) -> Models:
-    """Returns the three with the same random weights, in float32 and evaluation mode.
+def build_models(architecture: str, device: str = "cpu", dtype: str = "float32") -> Models:
+    """Returns the three with the same random weights, in evaluation mode.
 
     Args:
         architecture: one of `OPEN_CLIP_NAMES`.
+        device: of the weights.
+        dtype: of the weights.
     """
     torch.manual_seed(0)
     theirs = open_clip.create_model(OPEN_CLIP_NAMES[architecture], pretrained=None, force_quick_gelu=True).eval()
     config = ClipHfConfig.from_architecture(architecture)
     ours = ClipHfModel.from_pretrained(None, config=config, state_dict=theirs.state_dict()).eval()
-    return Models(ours, theirs, _as_transformers(ours) if architecture.startswith("ViT") else None)
+    stock = _as_transformers(ours) if architecture.startswith("ViT") else None
+    return Models(*(model and model.to(device, getattr(torch, dtype)) for model in (ours, theirs, stock)))
 
 
 def _as_transformers(model: ClipHfModel) -> CLIPModel:

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,8 +42,18 @@ class NoisePairs(Dataset):
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def __getitems__(self, indices: list[int] | slice) -> dict[str, Tensor]:
         return {"pixel_values": self.pixel_values[indices], "input_ids": self.input_ids[indices]}
+
+
+def write_shard(file: Path, images: Sequence[bytes], text: str) -> None:
+    """Writes a tar file of JPEG images, all with the same caption, as WebDataset names them."""
+    with tarfile.open(file, "w") as archive:
+        for sample, image in enumerate(images):
+            for ending, content in (("jpg", image), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{sample:06}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
 
 
 def write_noise_shards(folder: Path, number: int, size: int) -> str:
@@ -55,12 +66,7 @@ def write_noise_shards(folder: Path, number: int, size: int) -> str:
     """
     buffer = io.BytesIO()
     Image.effect_noise((32, 32), 50).convert("RGB").save(buffer, "JPEG")
-    with tarfile.open(folder / "0000.tar", "w") as archive:
-        for sample in range(size):
-            for ending, content in (("jpg", buffer.getvalue()), ("txt", b"noise")):
-                member = tarfile.TarInfo(f"{sample:06}.{ending}")
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    write_shard(folder / "0000.tar", [buffer.getvalue()] * size, "noise")
     for shard in range(1, number):
         (folder / f"{shard:04}.tar").hardlink_to(folder / "0000.tar")
     return f"{folder}/{{0000..{number - 1:04}}}.tar"
