@@ -58,7 +58,7 @@ def measure(architecture: str, args: Namespace, captions: list[str]) -> dict[str
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = make_parser(__file__, __doc__, repeats=3)
+    parser = make_parser(__file__, __doc__, repeats=2)
     parser.add_argument("--architectures", nargs="+", default=["ViT-B/32", "RN50"], help="of the models")
     add_captions(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="pairs in a step")

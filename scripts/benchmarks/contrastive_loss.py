@@ -81,7 +81,7 @@ def compare_losses(num_pairs: int, args: Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measures each number of pairs in each way, prints and saves."""
-    parser = make_parser(__file__, __doc__, repeats=5)
+    parser = make_parser(__file__, __doc__, repeats=3)
     parser.add_argument("--num_pairs", type=int, nargs="+", default=[4096, 8192, 16384, 32768], help="in the batch")
     parser.add_argument("--width", type=int, default=512, help="width of the joint embedding space")
     parser.add_argument("--max_open_clip_pairs", type=int, default=16384, help="16 GB at 32,768")

@@ -73,7 +73,7 @@ def stream(most: int) -> Points:
 
 def main() -> None:
     """Measures, draws and saves."""
-    parser = make_parser(__file__, __doc__, repeats=3)
+    parser = make_parser(__file__, __doc__, repeats=2)
     parser.add_argument("--most_samples", type=int, default=100_000, help="of the stream")
     args = parser.parse_args()
     images, texts = features(args.repeats)

@@ -59,7 +59,7 @@ def compare_encoders(architecture: str, args: Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = make_parser(__file__, __doc__, repeats=7)
+    parser = make_parser(__file__, __doc__, repeats=5)
     parser.add_argument("--architectures", nargs="+", default=list(AIMS), help="of the models")
     parser.add_argument("--batch_size", type=int, default=16, help="images at a time; a fourth of it for ViT-L/14")
     add_device(parser)

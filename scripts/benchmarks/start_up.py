@@ -55,7 +55,7 @@ def opening_seconds(architecture: str, repeats: int) -> dict[str, list[float]]:
 
 def main() -> None:
     """Measures, prints and saves."""
-    parser = make_parser(__file__, __doc__, repeats=7)
+    parser = make_parser(__file__, __doc__, repeats=5)
     parser.add_argument("--architecture", default="ViT-L/14", help="of the model that is opened: a ViT")
     args = parser.parse_args()
     aims, title = {"transformers": round(1 / 1.2, 2)}, f"from_pretrained, {args.architecture}"

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--num_captions", type=int, default=10_000, help="captions")
     parser.add_argument("--num_classes", type=int, default=1000, help="classes, of seven prompts each")
     parser.add_argument("--batch_size", type=int, default=64, help="texts at a time")
-    parser.add_argument("--open_clip_part", type=int, default=5, help="OpenCLIP gets each so-manieth text; 1 for all")
+    parser.add_argument("--open_clip_part", type=int, default=10, help="OpenCLIP gets one text of so many; 1 for all")
     add_device(parser)
     args = parser.parse_args()
     captions = read_captions(args.captions, args.num_captions)
