@@ -72,6 +72,11 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_MODULE_OF_LAZY_NAME[name]), name)
 
 
+def _push_to_hub(model: ClipHfModel, repo_id: str, **options: Any) -> str:
+    """Pushes the model as `clip_hf.hub.models.push_model` does, and returns its address."""
+    return import_module("clip_hf.hub.models").push_model(model, repo_id, **options)
+
+
 def _register() -> None:
     for config_class, model_class in (
         (ClipHfConfig, ClipHfModel),
@@ -88,6 +93,8 @@ def _register() -> None:
     for config_class in (ClipHfConfig, ClipHfViTConfig, ClipHfResNetConfig):
         AutoImageProcessor.register(config_class, image_processor_classes=dict(IMAGE_PROCESSOR_CLASSES), exist_ok=True)
     register_zero_shot_pipeline()
+    # The files of the model travel, and know nothing of pages and retries.
+    ClipHfModel.push_to_hub = _push_to_hub
 
 
 _register()

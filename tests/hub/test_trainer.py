@@ -3,6 +3,10 @@
 import pytest
 
 from clip_hf import ClipHfModel, ClipHfProcessor, ClipTrainer, ClipTrainingArguments
+from clip_hf.hub.failures import PushError
+from clip_hf.model_card.page import GENERATED
+from tests.hub.hub_card import check_card
+from tests.hub.hub_server import Refusal
 from tests.tiny_pairs import TinyPairs, collate
 
 COMMITS = {
@@ -59,6 +63,74 @@ def test_a_training_pushes_when_asked_at_its_end(hub, this_process_uses_hub, che
     page = hub.repository("tester/afterwards").read("README.md").decode()
     assert 'AutoModel.from_pretrained("tester/afterwards", trust_remote_code=True)' in page
     assert "| pairs seen | 16 |" in page and str(tmp_path) not in page
+
+
+def test_facts_go_by_transformers_names_too(hub, this_process_uses_hub, checkpoint, tmp_path):
+    trainer = make_trainer(checkpoint, tmp_path, hub_model_id="tester/facts", hub_token=hub.token)
+    trainer.train()
+    trainer.push_to_hub(
+        dataset="me/pairs", finetuned_from="me/base", tags="shapes", model_name="Shapes", license="mit"
+    )
+    page = hub.repository("tester/facts").read("README.md").decode()
+    metadata = check_card(page).metadata
+    assert (metadata["datasets"], metadata["base_model"], metadata["license"]) == (["me/pairs"], "me/base", "mit")
+    assert metadata["tags"][-1] == "shapes" and "# Shapes\n" in page
+    assert (tmp_path / "training_args.bin").is_file()
+    assert "training_args.bin" not in hub.repository("tester/facts").resolve("main").files
+    for push in (trainer.push_to_hub, trainer.create_model_card):
+        with pytest.raises(ValueError, match="licence: no such facts"):
+            push(licence="mit")
+    future = trainer.push_to_hub(blocking=False, license="apache-2.0")
+    assert future.result() == f"{hub.url}/tester/facts"
+    assert b"license: apache-2.0" in hub.repository("tester/facts").read("README.md")
+
+
+def test_a_training_waits_for_the_hub_and_explains_what_it_refuses(hub, this_process_uses_hub, checkpoint, tmp_path):
+    with hub.restrict_token("expired"), pytest.raises(PushError, match="has expired"):
+        make_trainer(checkpoint, tmp_path, push_to_hub=True, hub_model_id="tester/refused", hub_token=hub.token)
+    trainer = make_trainer(checkpoint, tmp_path, hub_model_id="tester/refused", hub_token=hub.token)
+    trainer.train()
+    with hub.fault(Refusal(status=500), path="/create", times=2) as created:
+        with hub.fault(Refusal(429, retry_after_seconds=7), path="/commit/", times=1) as limited:
+            trainer.push_to_hub()
+    assert (created.hits, limited.hits) == (2, 1) and sum(this_process_uses_hub) >= 7
+    with hub.restrict_token("expired"), pytest.raises(PushError, match="has expired") as error:
+        trainer.push_to_hub(license="mit")
+    assert f"push_to_hub.py {tmp_path} tester/refused --with_code" in str(error.value)
+    assert_holds(hub, "tester/refused", tmp_path)
+
+
+def test_a_model_pushes_itself_with_its_page(hub, this_process_uses_hub, checkpoint, tmp_path):
+    model = ClipHfModel.from_pretrained(checkpoint)
+    with hub.fault(Refusal(status=503), path="/commit/", times=1) as fault:
+        url = model.push_to_hub("tester/alone", private=True, license="mit", tags=["shapes"], token=hub.token)
+    assert fault.hits == 1 and url == f"{hub.url}/tester/alone" and hub.repository("tester/alone").private
+    page = hub.repository("tester/alone").read("README.md").decode()
+    assert GENERATED in page and check_card(page).metadata["license"] == "mit"
+    assert 'AutoModel.from_pretrained("tester/alone", trust_remote_code=True)' in page
+    with hub.restrict_token("expired"), pytest.raises(PushError, match="hf auth login"):
+        model.push_to_hub("tester/alone", license="mit")
+    with pytest.raises(ValueError, match="such as me/alone"):
+        model.push_to_hub("alone")
+    with pytest.raises(ValueError, match="licence: no such facts"):
+        model.push_to_hub("tester/alone", licence="mit")
+
+
+def test_a_token_that_is_given_is_the_one_that_counts(hub, this_process_uses_hub, checkpoint, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
+    model = ClipHfModel.from_pretrained(checkpoint)
+    model.push_to_hub("tester/given", token=hub.token)
+    assert_holds_model(hub, "tester/given", checkpoint)
+    with hub.restrict_token("expired"), pytest.raises(PushError, match="has expired"):
+        model.push_to_hub("tester/given", token=hub.token, license="mit")
+    with pytest.raises(PushError, match="There is no token"):
+        model.push_to_hub("tester/given", license="mit")
+
+
+def assert_holds_model(hub, repo_id, folder) -> None:
+    for name in ("model.safetensors", "config.json", "modeling_clip_hf.py"):
+        assert hub.repository(repo_id).read(name) == (folder / name).read_bytes(), name
 
 
 def test_a_model_and_a_processor_push_themselves(hub, this_process_uses_hub, checkpoint):

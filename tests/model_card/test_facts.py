@@ -10,7 +10,9 @@ from huggingface_hub import EvalResult, ModelCard
 from clip_hf import ClipTrainer, ClipTrainingArguments
 from clip_hf.model_card.facts import ModelCardFacts
 from clip_hf.model_card.page import render_card
+from clip_hf.model_card.trainings import facts_of_training
 from tests.hub.hub_card import check_card
+from tests.hub.test_files import RESULTS
 from tests.tiny_models import tiny_config, tiny_model
 from tests.tiny_pairs import TinyPairs, collate
 
@@ -67,9 +69,21 @@ def test_facts_survive_their_file(tmp_path):
     [
         ("{", "is not JSON"),
         ("[]", "holds a JSON list"),
-        ('{"licence": "mit"}', r"\['licence'\].*'license'"),
+        ('{"licence": "mit"}', "licence: no such facts .*license"),
         ('{"evaluations": [{"task_type": "t"}]}', "EvalResult refuses"),
         ('{"evaluations": [{"task": "t"}]}', "EvalResult refuses"),
+        ('{"limits": "Only red."}', r"limits is 'Only red.', but must be of type list\[str\]"),
+        ('{"tags": "clip"}', "tags is 'clip'"),
+        ('{"tags": [1]}', r"tags is \[1\]"),
+        ('{"training": ["steps"]}', r"training is \['steps'\], but must be of type dict\[str, str\]"),
+        ('{"training": {"steps": 3}}', "training is {'steps': 3}"),
+        ('{"license": 1}', "license is 1, but must be of type str | None"),
+        ('{"num_pairs_seen": "8"}', "num_pairs_seen is '8'"),
+        (
+            '{"evaluations": [{"task_type": "t", "dataset_type": "d", "dataset_name": "D", "metric_type": "accuracy",'
+            ' "metric_value": 71.0}]}',
+            "metric_value 71.0, but must have shares, between 0 and 1",
+        ),
     ],
 )
 def test_facts_that_are_none_are_refused(text, problem, tmp_path):
@@ -80,6 +94,22 @@ def test_facts_that_are_none_are_refused(text, problem, tmp_path):
     assert str(path) in str(error.value)
 
 
+def test_results_of_something_else_are_named(tmp_path):
+    tiny_model("vit").save_pretrained(tmp_path)
+    (tmp_path / "results.json").write_text(json.dumps({"task": "image-text-retrieval", "arguments": {}}))
+    with pytest.raises(ValueError, match=r"results.json: it has no training, evaluation.* move it elsewhere"):
+        ModelCardFacts.from_folder(tmp_path, "me/tiny")
+
+
+def test_a_loss_that_rises_again_is_on_the_page():
+    history = [{"step": step, "eval_loss": loss} for step, loss in ((10, 3.0), (20, 2.5), (30, 2.75))]
+    results = RESULTS | {"history": history}
+    line = "2.75 in the end, after 2.5 in step 20: it overfits from there on"
+    assert facts_of_training(results, {})["training"]["loss of the evaluation set"] == line
+    results["history"] = history[:2]
+    assert facts_of_training(results, {})["training"]["loss of the evaluation set"] == "2.5 in the end"
+
+
 def test_every_fact_is_explained():
-    explained = re.findall(r"^        (\w+): ", ModelCardFacts.__doc__, re.MULTILINE)
+    explained = re.findall(r"^        (\w+): ", ModelCardFacts.__doc__.partition("Raises:")[0], re.MULTILINE)
     assert explained == [one.name for one in fields(ModelCardFacts)]

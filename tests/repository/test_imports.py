@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "model": set(),
     "losses": {"distributed", "model"},
     "data": {"model"},
-    "training": {"losses", "distributed", "model", "data", "evaluation", "model_card"},
+    "training": {"losses", "distributed", "model", "data", "evaluation", "model_card", "hub"},
     "evaluation": {"distributed", "model", "model_card"},
     "conversion": {"model"},
     "model_card": {"model"},

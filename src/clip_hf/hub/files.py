@@ -44,7 +44,12 @@ Content = Path | bytes
 
 @contextmanager
 def collected_files(
-    folder: Path, repo_id: str, with_code: bool = False, formats: tuple[str, ...] = ("clip_hf",)
+    folder: Path,
+    repo_id: str,
+    with_code: bool = False,
+    formats: tuple[str, ...] = ("clip_hf",),
+    needs_processor: bool = True,
+    **facts: Any,
 ) -> Iterator[dict[str, Content]]:
     """The files of a model, by their path in the repository; those of other formats exist as long as the context.
 
@@ -53,6 +58,8 @@ def collected_files(
         repo_id: what the page tells its readers to load.
         with_code: also the code that `trust_remote_code` runs; without it, opening the model takes `clip_hf`.
         formats: of `FORMATS`.
+        needs_processor: False for a model whose processor goes by itself.
+        facts: for the page, of `ModelCardFacts`; card.json may replace them.
 
     Raises:
         ValueError: the folder is not a whole model of ours, a format is unknown, or a file holds a token.
@@ -63,6 +70,8 @@ def collected_files(
         raise ValueError(f"formats is {', '.join(formats)}, but the repository's page is about clip_hf: add it")
     names = ["config.json", *_check_weights(folder)]
     _check_model(folder)
+    if needs_processor:
+        _check_processor(folder)
     for pattern in (*PROCESSOR_AND_RESULTS, *((CODE,) if with_code else ())):
         names += sorted(path.name for path in folder.glob(pattern))
     files: dict[str, Content] = {name: folder / name for name in names}
@@ -71,7 +80,7 @@ def collected_files(
     else:
         files |= {name: _without_code(folder / name) for name in CONFIGURATIONS if name in files}
     others = [name for name in FORMATS if name in formats and name != "clip_hf"]
-    files[PAGE] = page_of_folder(folder, repo_id, has_code=with_code, formats=others).encode()
+    files[PAGE] = page_of_folder(folder, repo_id, has_code=with_code, formats=others, **facts).encode()
     with TemporaryDirectory() as converted:
         for name in others:
             files |= _converted(folder, Path(converted) / name, name, repo_id)
@@ -86,6 +95,9 @@ def _check_model(folder: Path) -> None:
             f"{folder} holds a model of type '{model_type}', but '{ClipHfConfig.model_type}' is wanted: convert it, "
             f"`python scripts/convert_checkpoint.py {folder} TARGET --to clip_hf`"
         )
+
+
+def _check_processor(folder: Path) -> None:
     try:
         ClipHfProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:

@@ -102,9 +102,7 @@ class Plan:
         for path, content in sorted(self.files.items()):
             lines.append(f"  {kinds.get(path, 'unchanged'):10}{_in_bytes(_size(content)):>10}  {path}")
         lines += [f"  {'deleted':10}{'':>10}  {path}" for path in self.deleted]
-        lines += [
-            f"  {path} was written by hand over there, and stays: replace_page replaces it" for path in self.kept
-        ]
+        lines += [f"  {path} there was written by hand, and stays: replace_page replaces it" for path in self.kept]
         size = sum(_size(self.files[path]) for path in self.sent)
         return "\n".join([*lines, f"{len(self.sent)} of {len(self.files)} files to send, {_in_bytes(size)}."])
 

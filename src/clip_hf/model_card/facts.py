@@ -5,21 +5,24 @@ card.json, an object with fields of `ModelCardFacts`, for people, evaluations an
 """
 
 import json
-import re
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from types import UnionType
+from typing import Any, Self, get_args, get_origin
 
 from huggingface_hub import EvalResult
 
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
-from clip_hf.model_card.evaluations import RETRIEVAL, read_evaluations
+from clip_hf.model_card.evaluations import read_evaluations
 from clip_hf.model_card.json_files import read_json
+from clip_hf.model_card.trainings import facts_of_training
 
 CARD_FILE = "card.json"
 CURVES_FILE = "curves.png"
 RESULTS_FILE = "results.json"
-RECALL = re.compile(r"eval_(text|image)_retrieval_recall@(\d+)")
+# Facts by the names that transformers' `push_to_hub` and `create_model_card` have for them.
+THEIR_NAMES = {"model_name": "name", "finetuned_from": "base_model", "dataset": "datasets"}
 
 
 @dataclass
@@ -39,6 +42,7 @@ class ModelCardFacts:
             pairs that training evaluated on.
         evaluations: what was measured or published, values in [0, 1].
         conversion: lines of the table on the model's conversion: name and value.
+        original: address of the .pt file that OpenAI released, behind a folder named by its SHA-256.
         sources: checkpoints that convert into this model, by whose they are.
         has_code: whether the repository carries the code that `trust_remote_code` runs.
         formats: the formats beside ours that the repository holds: "transformers", "open_clip".
@@ -47,11 +51,16 @@ class ModelCardFacts:
         intended_use: what the model is for.
         limits: what it is not good for, beside what follows from the other facts.
         citations: BibTeX entries beside that of CLIP.
-        license: the Hub's name of it.
+        license: the Hub's name of it; "other" for one that `license_name` names and `license_link` shows.
+        license_name: of a license that the Hub does not know.
+        license_link: its address, or the name of a file beside the page.
         language: of the texts.
         base_model: the model on the Hub that this one was made from.
         datasets: data sets on the Hub that it was trained on.
         tags: beside those of every page.
+
+    Raises:
+        ValueError: a fact is of another type, or a value of an evaluation is not in [0, 1].
     """
 
     name: str
@@ -65,6 +74,7 @@ class ModelCardFacts:
     evaluation_set: dict[str, str] = field(default_factory=dict)
     evaluations: list[EvalResult] = field(default_factory=list)
     conversion: dict[str, str] = field(default_factory=dict)
+    original: str | None = None
     sources: dict[str, str] = field(default_factory=dict)
     has_code: bool = True
     formats: list[str] = field(default_factory=list)
@@ -74,10 +84,23 @@ class ModelCardFacts:
     limits: list[str] = field(default_factory=list)
     citations: list[str] = field(default_factory=list)
     license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     language: str | None = None
     base_model: str | None = None
     datasets: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Checks what a file or a caller gave."""
+        for one in fields(self):
+            if not _is_of(getattr(self, one.name), one.type):
+                wanted = one.type.__name__ if isinstance(one.type, type) else one.type
+                raise ValueError(f"{one.name} is {getattr(self, one.name)!r}, but must be of type {wanted}")
+        for evaluation in self.evaluations:
+            value = evaluation.metric_value
+            if not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"evaluations has a metric_value {value!r}, but must have shares, between 0 and 1")
 
     @classmethod
     def from_json(cls, path: Path, **defaults: Any) -> Self:
@@ -88,17 +111,21 @@ class ModelCardFacts:
             defaults: facts that the file may replace.
 
         Raises:
-            ValueError: the file is not JSON, a name is not a fact, or an evaluation lacks something.
+            ValueError: the file is not JSON, a name is not a fact, a fact is of another type, or an evaluation lacks
+                something.
         """
         facts = read_json(path)
-        known = [one.name for one in fields(cls)]
-        if unknown := sorted(facts.keys() - set(known)):
-            raise ValueError(f"{path} has {unknown}, which are no facts of a model card: those are {known}")
         try:
+            require_facts(facts)
             evaluations = [EvalResult(**evaluation) for evaluation in facts.pop("evaluations", [])]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path} has an evaluation that huggingface_hub.EvalResult refuses: {error}") from error
-        return cls(**defaults | facts | {"evaluations": [*defaults.get("evaluations", []), *evaluations]})
+        except TypeError as error:
+            raise ValueError(f"{path}: huggingface_hub.EvalResult refuses an evaluation: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        try:
+            return cls(**defaults | facts | {"evaluations": [*defaults.get("evaluations", []), *evaluations]})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     @classmethod
     def from_folder(cls, folder: Path, model_id: str, **defaults: Any) -> Self:
@@ -113,16 +140,23 @@ class ModelCardFacts:
             ValueError: as in `from_json`.
         """
         card_file, curves_file, results_file = (folder / name for name in (CARD_FILE, CURVES_FILE, RESULTS_FILE))
-        known = read_json(card_file) if card_file.is_file() else {}
         facts: dict[str, Any] = {"name": model_id.rpartition("/")[2], "model_id": model_id}
         facts["config"] = ClipHfConfig.from_pretrained(folder).to_dict()
         if curves_file.is_file():
             facts["curves"] = CURVES_FILE
         if results_file.is_file():
-            facts |= facts_of_training(read_json(results_file), known.get("evaluation_set", {}))
+            evaluation_set = cls._with_card(card_file, facts | defaults).evaluation_set
+            try:
+                facts |= facts_of_training(read_json(results_file), evaluation_set)
+            except ValueError as error:
+                raise ValueError(f"{results_file}: {error}") from error
         if evaluations := read_evaluations(folder):
             facts["evaluations"] = [*facts.get("evaluations", []), *evaluations]
-        return cls.from_json(card_file, **facts | defaults) if known else cls(**facts | defaults)
+        return cls._with_card(card_file, facts | defaults)
+
+    @classmethod
+    def _with_card(cls, card_file: Path, facts: dict[str, Any]) -> Self:
+        return cls.from_json(card_file, **facts) if card_file.is_file() else cls(**facts)
 
     def to_json(self, path: Path) -> None:
         """Writes the facts that are not empty."""
@@ -137,62 +171,39 @@ class ModelCardFacts:
         return ClipHfConfig.from_dict(self.config)
 
 
-def _without_empty(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in facts.items() if value not in (None, [], {})}
+def require_facts(names: Iterable[str]) -> None:
+    """Raises ValueError for names that are no facts."""
+    known = [one.name for one in fields(ModelCardFacts)]
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"{', '.join(unknown)}: no such facts of a model card; those are {', '.join(known)}")
 
 
-def facts_of_training(results: dict[str, Any], evaluation_set: dict[str, str]) -> dict[str, Any]:
-    """Returns the facts in results.json: the table on training, the number of pairs, the last evaluation.
+def facts_of_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns facts that were given to `push_to_hub`: under transformers' names, too, and one text as a list of one.
 
     Args:
-        results: what training left.
-        evaluation_set: see `ModelCardFacts`.
+        options: by name; None says nothing.
+
+    Raises:
+        ValueError: a name is not a fact.
     """
-    run, options = results["training"], results["arguments"]
-    last: dict[str, float] = next((entry for entry in reversed(results["history"]) if "loss" in entry), {})
-    lines = {
-        "pairs seen": f"{run['num_pairs_seen']:,}",
-        "steps": f"{run['steps']:,}, each of {run['batch_size']:,} pairs",
-        "epochs": _number(run["epochs"]),
-        "last loss": _number(last.get("loss")),
-        "last scale of the logits": _number(last.get("scale")),
-        "learning rate": f"{_number(options['learning_rate'])}, {options['lr_scheduler_type']}",
-        "warm-up": _warmup(options["warmup_steps"]),
-        "weight decay": _number(options["weight_decay"]),
-        "optimizer": options["optim"],
-        "precision": "bfloat16" if options["bf16"] else "float16" if options["fp16"] else "float32",
-        "seed": _number(options["seed"]),
-        "processes": f"{run['num_processes']} on {run['device']}",
-        "time": _duration(run.get("train_runtime")),
-        "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version),
-    }
-    metrics = results["evaluation"] or {}
-    recalls = [match for name in metrics if (match := RECALL.fullmatch(name))]
-    evaluations = [
-        EvalResult(
-            task_type=RETRIEVAL,
-            dataset_type=evaluation_set.get("type", "imagefolder"),
-            dataset_name=evaluation_set.get("name", "evaluation set of the training"),
-            dataset_split=evaluation_set.get("split"),
-            metric_type=f"recall_at_{match[2]}",
-            metric_name=f"{match[1]} R@{match[2]}",
-            metric_value=round(metrics[match[0]], 4),
-        )
-        for match in recalls
-    ]
-    training = {name: value for name, value in lines.items() if value}
-    return {"training": training, "num_pairs_seen": run["num_pairs_seen"], "evaluations": evaluations}
+    facts = {THEIR_NAMES.get(name, name): value for name, value in options.items() if value is not None}
+    require_facts(facts)
+    lists = {one.name for one in fields(ModelCardFacts) if get_origin(one.type) is list}
+    return {name: [value] if isinstance(value, str) and name in lists else value for name, value in facts.items()}
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _is_of(value: Any, wanted: Any) -> bool:
+    """Whether a value, and what it holds, is of a type as fields have them."""
+    kind, parts = get_origin(wanted), get_args(wanted)
+    if kind is UnionType:
+        return any(_is_of(value, part) for part in parts)
+    if kind is list:
+        return isinstance(value, list) and all(_is_of(item, parts[0]) for item in value)
+    if kind is dict:
+        return isinstance(value, dict) and all(_is_of(item, parts[1]) for item in value.values())
+    return wanted is Any or isinstance(value, wanted)
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:,.0f} minutes"
-
-
-def _warmup(steps: float) -> str:
-    return f"{steps:.0%} of the steps" if 0 < steps < 1 else f"{steps:,.0f} steps"
+def _without_empty(facts: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if value not in (None, [], {})}

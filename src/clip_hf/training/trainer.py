@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,14 +17,13 @@ from transformers.utils import logging
 
 from clip_hf.distributed import all_gather
 from clip_hf.losses import clip_loss
-from clip_hf.model_card.page import page_of_folder
 from clip_hf.training.duplicate_texts import group_by_text
 from clip_hf.training.engines import compile_towers, divides_parameters, require_engine
 from clip_hf.training.non_finite_samples import name_non_finite_samples
 from clip_hf.training.parameter_groups import ADAM_DEFAULTS, decay_parameter_names, split_by_layer, split_by_tower
 from clip_hf.training.patch_dropout import PatchDropout
+from clip_hf.training.pushing_trainer import PushingTrainer
 from clip_hf.training.results import ResultsCallback
-from clip_hf.training.resumable_trainer import ResumableTrainer
 from clip_hf.training.retrieval import evaluate_retrieval
 from clip_hf.training.synced_batch_norm import synchronize_batch_norm
 from clip_hf.training.tower_locks import TowerLocks
@@ -43,7 +41,7 @@ SAMPLE_IDS = "sample_ids"
 NUM_TEXTS = "num_texts"
 
 
-class ClipTrainer(ResumableTrainer):
+class ClipTrainer(PushingTrainer):
     """Trains a `ClipHfModel` on the contrastive loss of all pairs of all devices.
 
     The constructor is that of `transformers.Trainer`. Batches hold `pixel_values` and `input_ids`, row for row, and
@@ -329,15 +327,3 @@ class ClipTrainer(ResumableTrainer):
         folder = self._weight_average.save(output_dir or self.args.output_dir)
         if folder is not None and self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
-
-    def create_model_card(self, **facts: Any) -> None:
-        """Writes README.md into the output folder, unless one was written by hand; `push_to_hub` calls it.
-
-        Args:
-            facts: of `ModelCardFacts`, such as `license` or `base_model`; card.json in the folder has the last word.
-        """
-        if self.is_world_process_zero():
-            facts.pop("model_name", None)
-            folder = Path(self.args.output_dir)
-            page = page_of_folder(folder, self.hub_model_id or str(folder), **facts)
-            (folder / "README.md").write_text(page, encoding="utf-8")

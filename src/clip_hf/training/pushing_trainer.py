@@ -1,0 +1,86 @@
+"""transformers' Trainer, with our page and our way to the Hub."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from clip_hf.hub.failures import PushError, explained, retry
+from clip_hf.hub.models import push_folder
+from clip_hf.hub.push import Destination
+from clip_hf.model_card.facts import facts_of_options
+from clip_hf.model_card.page import page_of_folder
+from clip_hf.training.resumable_trainer import ResumableTrainer
+
+
+class PushingTrainer(ResumableTrainer):
+    """A Trainer that pushes what `scripts/push_to_hub.py` pushes, with the same retries and errors.
+
+    The pushes of a `hub_strategy` while it trains are transformers' own, in the background.
+    """
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Makes the repository, where it is missing; as `Trainer.init_hf_repo`, with retries and plain errors."""
+        with explained(self.args.hub_model_id or Path(self.args.output_dir).absolute().name, token):
+            retry(partial(super().init_hf_repo, token, private))
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **facts: Any,
+    ) -> Any:
+        """Saves the model, and pushes it with its processor, code, results and page; returns the address.
+
+        Args:
+            commit_message: of the commit.
+            blocking: False returns a future of the address.
+            token: that may write; by default `hub_token`, or else the one of this machine.
+            revision: the branch; by default `hub_revision`, or else "main".
+            private: make the repository private, if it is new.
+            facts: as in `create_model_card`.
+
+        Raises:
+            PushError: it did not succeed; the model is saved all the same.
+            ValueError: a fact is none.
+        """
+        facts = facts_of_options(facts)
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token if token is not None else self.args.hub_token
+        self.save_model(_internal_call=True)
+        if self.hub_model_id is None:
+            self.init_hf_repo(token, private)
+        if not self.is_world_process_zero():
+            return None
+        self.create_model_card(**facts)
+        self._finish_current_push()
+        destination = Destination(self.hub_model_id, revision or self.args.hub_revision, token=token)
+        push = partial(_push, Path(self.args.output_dir), destination, commit_message or "End of training", **facts)
+        return push() if blocking else HfApi().run_as_future(push)
+
+    def create_model_card(self, **facts: Any) -> None:
+        """Writes README.md into the output folder, unless one was written by hand; `push_to_hub` calls it.
+
+        Args:
+            facts: of `ModelCardFacts`, such as `license` or `base_model`, or under transformers' names for them;
+                card.json in the folder has the last word.
+
+        Raises:
+            ValueError: a fact is none.
+        """
+        if self.is_world_process_zero():
+            folder = Path(self.args.output_dir)
+            page = page_of_folder(folder, self.hub_model_id or str(folder), **facts_of_options(facts))
+            (folder / "README.md").write_text(page, encoding="utf-8")
+
+
+def _push(folder: Path, destination: Destination, message: str, **facts: Any) -> str:
+    try:
+        return push_folder(folder, destination, message, **facts).url
+    except PushError as error:
+        command = f"python scripts/push_to_hub.py {folder} {destination.repo_id} --with_code"
+        raise PushError(f"{error}. The trained model is in {folder}; later, `{command}`") from error
