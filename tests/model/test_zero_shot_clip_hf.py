@@ -1,6 +1,7 @@
 """The classifier against plain formulas, one prompt at a time, and against the models' own logits."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -166,11 +167,11 @@ def test_the_model_bounds_the_length_where_the_tokenizer_does_not(vit, monkeypat
     ("arguments", "message"),
     [
         ({"names": []}, "class_names is empty"),
-        ({"names": "dog"}, "one string 'dog'"),
+        ({"names": "dog"}, "class_names is 'dog', of type str"),
         ({"names": ["dog", "ox", "dog"]}, "'dog'.*once"),
         ({"names": ["dog", 3]}, "3, of type int"),
         ({"templates": []}, "templates is empty"),
-        ({"templates": "a {}"}, "one string 'a {}'"),
+        ({"templates": "a {}"}, "templates is 'a {}', of type str"),
         ({"templates": ["a {}", "a photo"]}, "'a photo' must have exactly one"),
         ({"templates": ["{} and {}"]}, "exactly one"),
         ({"templates": ["a {name}"]}, "exactly one"),
@@ -277,3 +278,18 @@ def test_folders_without_a_classifier_and_newer_formats_say_so(vit, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"format_version": 2}), encoding="utf-8")
     with pytest.raises(ValueError, match="pip install --upgrade clip_hf"):
         ZeroShotClassifier.from_pretrained(tmp_path, vit)
+
+
+@pytest.mark.parametrize("file", ["zero_shot_classifier.json", "zero_shot_classifier.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"no json"])
+def test_a_damaged_classifier_is_named(vit, file, content, tmp_path):
+    make(vit).save_pretrained(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        ZeroShotClassifier.from_pretrained(tmp_path, vit)
+
+
+def test_a_path_is_no_model(vit, tmp_path):
+    make(vit).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="of type str: load it with from_pretrained"):
+        ZeroShotClassifier.from_pretrained(tmp_path, "path/to/checkpoint")

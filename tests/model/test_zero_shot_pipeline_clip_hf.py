@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -172,6 +173,8 @@ def test_images_of_every_kind_are_taken(pipe, tmp_path):
                 str(tmp_path / "picture.png"),
                 f"http://127.0.0.1:{server.server_port}/picture.png",
                 base64.b64encode(data.getvalue()).decode(),
+                tmp_path / "picture.png",
+                data.getvalue(),
             ],
             candidate_labels=NAMES,
             timeout=60,
@@ -179,7 +182,25 @@ def test_images_of_every_kind_are_taken(pipe, tmp_path):
     finally:
         server.shutdown()
         server.server_close()
-    assert answers == [answers[0]] * 4
+    assert answers == [answers[0]] * 6
+
+
+def test_messy_images_are_read_as_the_image_processor_reads_them(pipe, test_data):
+    entries = [json.loads(line) for line in (test_data / "messy/manifest.jsonl").read_text().splitlines()]
+    for entry in entries:
+        path = str(test_data / "messy" / entry["file_name"])
+        if entry["expect"] == "ok":
+            expected = pipe.image_processor(path, return_tensors="pt")["pixel_values"]
+            assert torch.equal(pipe.preprocess(path)["pixel_values"], expected), entry["file_name"]
+        else:
+            with pytest.raises(ValueError, match=re.escape(entry["file_name"])):
+                pipe.preprocess(path)
+
+
+def test_a_missing_image_is_named(pipe):
+    for name in ("no/such/dog.jpg", "nosuchdo"):  # the second could be base64
+        with pytest.raises(ValueError, match=name):
+            pipe(name, candidate_labels=NAMES)
 
 
 class Pictures(Dataset):
@@ -298,7 +319,9 @@ def test_a_long_label_is_cut_with_one_warning(pipe, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"candidate_labels": "dog, cat"}, "candidate_labels is the one string"),
+        ({"candidate_labels": "dog, cat"}, "candidate_labels is 'dog, cat', of type str: pass a list"),
+        ({"candidate_labels": None}, "candidate_labels is None, of type NoneType: pass a list"),
+        ({"candidate_labels": ["dog"], "hypothesis_template": None}, "templates is None, of type NoneType"),
         ({"candidate_labels": []}, "candidate_labels is empty"),
         ({"candidate_labels": ["dog", None]}, "None"),
         ({"candidate_labels": ["dog"], "hypothesis_template": "a photo"}, "exactly one"),
@@ -433,3 +456,16 @@ def test_the_checkpoint_brings_its_pipeline_where_clip_hf_is_not_imported(checkp
         expected = build(tiny_zero_shot_model(tower))(str(picture), candidate_labels=NAMES)
         for answer in answers:
             assert_same(answer, expected)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize("pool", [False, True])
+def test_feature_pipelines_give_in_batches_what_they_give_one_by_one(tower, pool):
+    model = tiny_zero_shot_model(tower)
+    parts = {"model": model, "tokenizer": tiny_tokenizer(), "image_processor": tiny_image_processor(model)}
+    image_features = pipeline("image-feature-extraction", pool=pool, **parts)
+    text_features = pipeline("feature-extraction", **parts)
+    for features, inputs in ((image_features, pictures(3)), (text_features, ["a dog", "a cat", "the dog"])):
+        together = features(inputs, batch_size=2)
+        for one, expected in zip(together, map(features, inputs), strict=True):
+            torch.testing.assert_close(torch.tensor(one), torch.tensor(expected), rtol=0, atol=1e-5)

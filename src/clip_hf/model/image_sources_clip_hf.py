@@ -14,6 +14,7 @@ from transformers.image_utils import infer_channel_dimension_format
 from .image_decoding_clip_hf import ImageDecodingError, decode_image
 
 _CHANNELS = (1, 3, 4)
+_SECONDS = 60  # that a server may take for an image
 
 
 def flatten_images(images: Any) -> Iterator[Any]:
@@ -25,7 +26,9 @@ def flatten_images(images: Any) -> Iterator[Any]:
         yield images
 
 
-def decode_source(image: Any, name: str, input_data_format: str | None = None) -> Image.Image:
+def decode_source(
+    image: Any, name: str, input_data_format: str | None = None, timeout: float | None = None
+) -> Image.Image:
     """Returns one image as upright RGB, whatever it comes as.
 
     Args:
@@ -33,6 +36,7 @@ def decode_source(image: Any, name: str, input_data_format: str | None = None) -
             (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels, uint8 or floats in 0..1.
         name: what errors call it, unless it is a path or a URL, which name themselves.
         input_data_format: `"channels_first"` or `"channels_last"` for arrays; told from the shape by default.
+        timeout: seconds that the server of a URL may be silent.
 
     Raises:
         ImageDecodingError: the image is broken, missing or out of reach.
@@ -42,15 +46,15 @@ def decode_source(image: Any, name: str, input_data_format: str | None = None) -
     if isinstance(image, np.ndarray | Tensor):
         return decode_image(_array_to_image(image, name, input_data_format), name=name)
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
-        return decode_image(_fetch(image), name=f"{image:.80}")
+        return decode_image(_fetch(image, timeout or _SECONDS), name=f"{image:.80}")
     return decode_image(image, name=None if isinstance(image, str | os.PathLike) else name)
 
 
-def _fetch(url: str) -> bytes:
+def _fetch(url: str, timeout: float) -> bytes:
     try:
         if url.startswith("data:"):
             return base64.b64decode(url.partition(",")[2], validate=True)
-        return httpx.get(url, follow_redirects=True, timeout=60).raise_for_status().content
+        return httpx.get(url, follow_redirects=True, timeout=timeout).raise_for_status().content
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ImageDecodingError(f"{url:.80}: {type(error).__name__}: {error}") from error
 

@@ -22,6 +22,7 @@ from .modeling_clip_hf_resnet import ClipHfResNetModel
 from .modeling_clip_hf_text import ClipHfTextModel, trim_padding
 from .modeling_clip_hf_vit import ClipHfViTModel
 from .openai_checkpoint_clip_hf import openai_architecture, read_openai_checkpoint
+from .zero_shot_clip_hf import ZeroShotClassifier
 from .zero_shot_pipeline_clip_hf import ClipHfZeroShotPipeline
 
 # What a checkpoint's code offers to whoever loads it: the names below travel with this file.
@@ -32,6 +33,7 @@ __all__ = [
     "ClipHfTextModel",
     "ClipHfViTModel",
     "ClipHfZeroShotPipeline",
+    "ZeroShotClassifier",
     "trim_padding",
 ]
 
@@ -54,7 +56,8 @@ class ClipHfOutput(ModelOutput):
         image_embeds: (I, E), unit length, in float32 at least.
         text_model_output: the text tower's output, its `pooler_output` projected.
         vision_model_output: the image tower's output, its `pooler_output` projected.
-        scale: (1,), what similarities are multiplied by: the exponential of `logit_scale`, 100 at most.
+        scale: (1,), what similarities are multiplied by: the exponential of `logit_scale`, 100 at most. With one
+            modality alone, only where `chunk_sizes` is given: pipelines take every field for one value an input.
     """
 
     loss: Tensor | None = None
@@ -218,7 +221,7 @@ class ClipHfModel(ClipHfPreTrainedModel):
             raise ValueError("return_loss=True needs both input_ids and pixel_values")
         if chunk_sizes is not None:
             return self._embed_in_chunks(input_ids, pixel_values, interpolate_pos_encoding, *chunk_sizes)
-        fields: dict[str, Any] = {"scale": self.scale}
+        fields: dict[str, Any] = {}
         if input_ids is not None:
             output = self.get_text_features(input_ids, attention_mask, **kwargs)
             fields |= {"text_model_output": output, "text_embeds": normalize_embeds(output.pooler_output)}
@@ -228,6 +231,7 @@ class ClipHfModel(ClipHfPreTrainedModel):
         if input_ids is None or pixel_values is None:
             fields |= {"last_hidden_state": output.last_hidden_state, "pooler_output": output.pooler_output}
         else:
+            fields["scale"] = self.scale
             with torch.autocast(self.logit_scale.device.type, enabled=False):
                 logits = fields["scale"] * fields["image_embeds"] @ fields["text_embeds"].T
             fields |= {"logits_per_image": logits, "logits_per_text": logits.T}

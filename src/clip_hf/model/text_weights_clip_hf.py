@@ -13,6 +13,8 @@ TEXT_TOWERS = {"clip_hf": ("text_model",), "clip": ("text_model", "text_projecti
 
 def check_model(model: PreTrainedModel) -> None:
     """Raises ValueError unless the model is a `ClipHfModel` or transformers' `CLIPModel`."""
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"the model is {model!r:.80}, of type {type(model).__name__}: load it with from_pretrained")
     if model.config.model_type not in TEXT_TOWERS:
         raise ValueError(
             f"{type(model).__name__} is a model of type '{model.config.model_type}', but the type must be one of "

@@ -16,6 +16,7 @@ from string import Formatter
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -185,25 +186,30 @@ class ZeroShotClassifier:
 
         Raises:
             OSError: the folder holds no classifier.
-            ValueError: the classifier was made of another text tower, or its format is newer than this code.
+            ValueError: the classifier was made of another text tower, its format is newer than this code, or a file of
+                it is damaged.
         """
         files = Path(folder) / DESCRIPTION_FILE, Path(folder) / WEIGHTS_FILE
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise OSError(f"{folder} has no {' and no '.join(missing)}: it is not where save_pretrained saved one")
-        description = json.loads(files[0].read_text(encoding="utf-8"))
+        check_model(model)
+        try:
+            description = {"format_version": 0} | json.loads(files[0].read_text(encoding="utf-8"))
+            weights = load_file(files[1], device=str(model.device))["weights"]
+        except (ValueError, TypeError, KeyError, SafetensorError) as error:
+            raise ValueError(f"the classifier in {folder} is damaged: {type(error).__name__}: {error}") from error
         if description["format_version"] > FORMAT_VERSION:
             raise ValueError(
                 f"the classifier in {folder} has format {description['format_version']}, but this code reads formats "
                 f"up to {FORMAT_VERSION}: upgrade it with `pip install --upgrade clip_hf`"
             )
-        made_of, given = description["text_tower"], describe_text_tower(model)
+        made_of, given = description.get("text_tower"), describe_text_tower(model)
         if made_of != given:
             raise ValueError(
                 f"the classifier in {folder} was made of another text tower ({made_of}) than this model's ({given}): "
                 "load the model it was made with, in the same dtype, or make a new one with from_class_names"
             )
-        weights = load_file(files[1], device=str(model.device))["weights"]
         return cls(model, description["class_names"], description["templates"], weights)
 
 
@@ -278,8 +284,8 @@ def text_feature_options(model: PreTrainedModel) -> dict[str, bool]:
 
 def check_strings(name: str, values: Sequence[str]) -> tuple[str, ...]:
     """Returns strings as a tuple; raises a ValueError with their `name` unless they are strings, one at least."""
-    if isinstance(values, str):
-        raise ValueError(f"{name} is the one string {values!r:.80}: pass a list of strings")
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"{name} is {values!r:.80}, of type {type(values).__name__}: pass a list of strings")
     strings = tuple(values)
     if not strings:
         raise ValueError(f"{name} is empty: pass one string at least")

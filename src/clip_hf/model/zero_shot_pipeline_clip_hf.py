@@ -1,13 +1,16 @@
 """The zero-shot pipeline that computes the features of a label set once (CLIP paper, section 3.1)."""
 
+import base64
+import binascii
+import os
 from pkgutil import resolve_name
 from typing import Any
 
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel
-from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY, ZeroShotImageClassificationPipeline
 
+from .image_sources_clip_hf import decode_source
 from .text_weights_clip_hf import check_model
 from .zero_shot_clip_hf import ZeroShotClassifier, check_strings, check_templates
 
@@ -27,6 +30,8 @@ class ClipHfZeroShotPipeline(ZeroShotImageClassificationPipeline):
 
     - `hypothesis_template` may be a list of templates, whose embeddings are averaged (CLIP paper, section 3.1.4).
     - Labels longer than the context are cut, with a warning, whichever tokenizer there is.
+    - Images are whatever the image processor reads, in the same way: with 16 bits scaled and transparency on white,
+      where the stock pipeline cuts off the one and blackens the other. An error names the image.
     - An argument that does not exist raises a ValueError instead of being dropped.
 
     The features of the last few label sets are kept for as long as the text tower's weights are what they were: the
@@ -50,8 +55,9 @@ class ClipHfZeroShotPipeline(ZeroShotImageClassificationPipeline):
         self._classifiers.clear()
 
     def preprocess(self, image: Any, timeout: float | None = None) -> BatchFeature:
-        """Returns the `pixel_values` (1, 3, H, W) of a PIL image, path, URL or base64 string."""
-        image = load_image(image, timeout=timeout)
+        """Returns the `pixel_values` (1, 3, H, W) of a base64 string, or of what `decode_source` reads."""
+        name = f"{image:.80}" if isinstance(image, str) else "the image"
+        image = decode_source(_decode_base64(image), name, timeout=timeout)
         return self.image_processor(images=[image], return_tensors="pt").to(self.dtype)
 
     def postprocess(self, model_outputs: dict[str, Tensor], candidate_labels: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -95,6 +101,15 @@ class ClipHfZeroShotPipeline(ZeroShotImageClassificationPipeline):
         if len(self._classifiers) > MAX_LABEL_SETS:
             del self._classifiers[next(iter(self._classifiers))]
         return classifier
+
+
+def _decode_base64(image: Any) -> Any:
+    if not isinstance(image, str) or os.path.exists(image):
+        return image
+    try:
+        return base64.b64decode(image, validate=True)
+    except binascii.Error:  # a URL, or a file that is not there
+        return image
 
 
 class ClipHfZeroShotDispatch(ZeroShotImageClassificationPipeline):
