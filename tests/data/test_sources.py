@@ -111,11 +111,15 @@ def test_a_data_set_of_the_hub_is_a_source(drawn, small_processor, tmp_path, mon
         return Dataset.from_parquet(str(file))
 
     file = write_shard("parquet", tmp_path / "pairs", drawn)
-    expected = batches(open_source(file), small_processor)
+    here = open_source(file)
+    expected = batches(here, small_processor)
     monkeypatch.setattr(sources, "load_dataset", load_dataset)
     assert_equal(batches(open_source("me/pairs"), small_processor), expected)
     assert_equal(batches(open_source("me/pairs:validation"), small_processor), expected)
     assert asked == [("me/pairs", "train"), ("me/pairs", "validation")]
+
+    pairs = TrainingPairs([open_source("me/pairs"), here, open_source("me/pairs:test")], small_processor)
+    assert pairs.repositories == ["me/pairs"]
 
 
 def test_columns_may_have_other_names(drawn, tmp_path):

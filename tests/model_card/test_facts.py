@@ -22,10 +22,13 @@ MEASURED = EvalResult("zero-shot-image-classification", "me/shapes", "Shapes", "
 
 def test_a_training_fills_the_page(tmp_path):
     model = tiny_model("vit")
+    model.config.name_or_path = "them/clip"
     options = {"max_steps": 2, "per_device_train_batch_size": 8, "eval_strategy": "steps", "eval_steps": 2}
     options |= {"logging_steps": 1, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, "warmup_steps": 0}
     args = ClipTrainingArguments(str(tmp_path), learning_rate=2e-3, **options)
-    trainer = ClipTrainer(model, args, collate, TinyPairs(model.config, 16), TinyPairs(model.config, 6))
+    pairs = TinyPairs(model.config, 16)
+    pairs.repositories = ["them/pairs"]
+    trainer = ClipTrainer(model, args, collate, pairs, TinyPairs(model.config, 6))
     trainer.train()
     trainer.save_model()
     facts = {"evaluation_set": {"type": "me/noise", "name": "Noise", "split": "test"}, "license": "mit"}
@@ -50,7 +53,9 @@ def test_a_training_fills_the_page(tmp_path):
         for k in (1, 5, 10):
             expected = results["evaluation"][f"eval_{side}_retrieval_recall@{k}"]
             assert found[f"{side} R@{k}"] == pytest.approx(expected, abs=1e-4)
-    assert check_card(page).metadata["model-index"][0]["results"][0]["dataset"] == facts["evaluation_set"]
+    metadata = check_card(page).metadata
+    assert (metadata["base_model"], metadata["datasets"]) == ("them/clip", ["them/pairs"])
+    assert metadata["model-index"][0]["results"][0]["dataset"] == facts["evaluation_set"]
 
 
 def test_facts_survive_their_file(tmp_path):

@@ -15,8 +15,10 @@ def test_repositories_are_known_by_name_and_folders_by_their_files(tmp_path, mon
     assert base_model_of("openai/clip-vit-base-patch32") == "openai/clip-vit-base-patch32"
     (tmp_path / "mine" / "clip").mkdir(parents=True)
     (tmp_path / "ViT-B-32.pt").touch()
-    for source in ("mine/clip", "ViT-B-32.pt", "clip", "a/b/c", ""):
+    for source in ("mine/clip", "ViT-B-32.pt", "clip", "a/b/c"):
         assert base_model_of(source) is None, source
+    (tmp_path / "card.json").write_text('{"base_model": "another/clip"}')
+    assert base_model_of("") is None
     (tmp_path / "mine" / "clip" / "results.json").write_text('{"base_model": "them/clip"}')
     assert base_model_of("mine/clip") == "them/clip"
     (tmp_path / "mine" / "clip" / "card.json").write_text('{"base_model": "us/clip"}')

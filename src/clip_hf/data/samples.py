@@ -56,6 +56,7 @@ class Samples:
         ValueError: a shard cannot be read, a column is missing, or there are no rows.
     """
 
+    repository: str | None = None  # on the Hub, where a data set comes from there
     max_open = 32  # shards of a stream: with its lanes and those just finished, far fewer than a process may open
 
     def __init__(

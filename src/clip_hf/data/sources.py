@@ -67,7 +67,9 @@ def open_source(
     elif (match := _HUB_NAME.fullmatch(name)) and not system.exists(path) and PurePosixPath(name).suffix not in KINDS:
         if split == "evaluation" and match[2] is None:
             raise ValueError(f"{name} is a data set on the Hub: name the split to evaluate, as in {name}:validation")
-        return _open_hub(name, match[1], match[2] or "train", columns, streaming)
+        samples = _open_hub(name, match[1], match[2] or "train", columns, streaming)
+        samples.repository = match[1]
+        return samples
     else:
         files = _find_files(name)
     folder = posixpath.dirname(files[0])

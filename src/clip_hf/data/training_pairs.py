@@ -75,6 +75,11 @@ class TrainingPairs(Dataset):
             "stream": [num_lanes, window] if sources[0].is_stream else None,
         }
 
+    @property
+    def repositories(self) -> list[str]:
+        """The data sets on the Hub among the sources."""
+        return list(dict.fromkeys(source.repository for source in self.sources if source.repository is not None))
+
     def __len__(self) -> int:
         """Returns the number of samples."""
         return len(self.order)

@@ -15,8 +15,10 @@ def base_model_of(source: str) -> str | None:
     """Returns the repository on the Hub that a checkpoint is, or was made from; None where that is not known.
 
     Args:
-        source: what was opened: a repository, a folder, whose card or results may know more, or a file.
+        source: what was opened: a repository, a folder, whose card or results may know more, or a file; or nothing.
     """
+    if not source:
+        return None
     if Path(source).exists():
         files = [Path(source) / name for name in (CARD_FILE, RESULTS_FILE)]
         known = [read_json(file).get("base_model") for file in files if file.is_file()]

@@ -9,6 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import get_model_param_count
 from transformers.utils import logging
 
+from clip_hf.model_card.origins import base_model_of
 from clip_hf.training.curves import plot_curves
 from clip_hf.training.training_args import ClipTrainingArguments
 
@@ -27,7 +28,7 @@ class ResultsCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir)
-        results = collect_results(args, state, objects["model"])
+        results = collect_results(args, state, objects["model"], objects["train_dataloader"].dataset)
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         try:
             plot_curves(state.log_history, folder / "curves.png")
@@ -35,19 +36,22 @@ class ResultsCallback(TrainerCallback):
             logger.warning("curves.png is not drawn, since matplotlib is missing: `pip install matplotlib`")
 
 
-def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any) -> dict[str, Any]:
+def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any, dataset: Any) -> dict[str, Any]:
     """Returns the facts of a run that can be written as JSON; tokens are masked.
 
     Args:
         args: of the run.
         state: at its end.
         model: the trained model.
+        dataset: the training set; one with `repositories` names its data sets on the Hub.
     """
     batch_size = args.train_batch_size * args.world_size
     evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
     totals = [entry for entry in state.log_history if "train_runtime" in entry]
     return {
         "model": model.config.to_dict(),
+        "base_model": base_model_of(model.config.name_or_path),
+        "datasets": getattr(dataset, "repositories", []),
         "num_parameters": get_model_param_count(model),
         "training": {
             "steps": state.global_step,
