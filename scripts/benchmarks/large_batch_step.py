@@ -1,8 +1,8 @@
 """Takes one optimizer step on a contrastive batch of the paper's size in one process, in little memory.
 
 Ours is ClipTrainer's step: embeddings of all pairs chunk by chunk, one loss over all of them, tiled, the chunks again
-with their gradients, and AdamW. The peer is transformers' CLIPModel of the same size in a plain step, its batch doubled
-until it exceeds the memory. Images and texts are noise. Linux and macOS.
+with their gradients, and AdamW. The peer is a plain step of transformers' CLIPModel of the same size, whose batch is
+doubled until it exceeds the memory. Images and texts are noise. Linux and macOS.
 
     python scripts/benchmarks/large_batch_step.py --batch_size 32768
 """
