@@ -146,17 +146,62 @@ def test_field_of_the_wrong_type_in_config_json(copies):
         read_checkpoint(str(path))
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "[1]"),
+        ("config.json", "null"),
+        ("config.json", '{"model_type": ["clip"]}'),
+        ("preprocessor_config.json", "[1]"),
+        ("preprocessor_config.json", '{"crop_size": [1]}'),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "[1]"),
+        ("tokenizer.json", "{"),
+        ("tokenizer_config.json", "[1]"),
+        ("tokenizer_config.json", '{"model_max_length": "x"}'),
+    ],
+)
+def test_file_that_holds_something_else(copies, file, text):
+    path, _ = copies["transformers"]
+    (path / file).write_text(text)
+    with pytest.raises(ValueError, match=f"{path}"):
+        read_checkpoint(str(path))
+
+
+def test_merges_of_another_vocabulary(copies):
+    path, _ = copies["transformers"]
+    content = json.loads((path / "tokenizer.json").read_text())
+    content["model"]["merges"][-1] = ["q", "zzz"]
+    (path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="Vocabulary and merges do not belong together"):
+        read_checkpoint(str(path))
+
+
+def test_number_in_place_of_a_tensor(copies):
+    path, weights = copies["transformers"]
+    torch.save(load_file(weights) | {"logit_scale": 2.5}, path / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin holds a float under the name 'logit_scale'"):
+        read_checkpoint(str(path))
+
+
+def test_file_of_open_clips_is_not_taken_for_openais(tmp_path):
+    folder = write_open_clip_folder(tmp_path / "gelu", pickled=True, quick_gelu=False)
+    with pytest.raises(ValueError, match=r"whose activation only open_clip_config\.json tells: open the folder"):
+        read_checkpoint(str(folder / "open_clip_pytorch_model.bin"))
+
+
 def test_other_models_are_refused_by_name(tmp_path):
     SiglipConfig().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a model of type 'siglip'"):
         read_checkpoint(str(tmp_path))
     folder = write_open_clip_folder(tmp_path / "coca", multimodal_cfg={"width": 512})
-    with pytest.raises(ValueError, match=f"{folder}: .*CoCa"):
+    with pytest.raises(ValueError, match=f"{folder}/open_clip_config.json: .*CoCa"):
         read_checkpoint(str(folder))
 
 
 def test_what_is_not_there(tmp_path):
-    with pytest.raises(OSError, match="no-such"):
+    with pytest.raises(FileNotFoundError, match="no-such is not there"):
         read_checkpoint(str(tmp_path / "no-such"))
     with pytest.raises(ValueError, match=r"neither a config\.json nor an open_clip_config\.json"):
         read_checkpoint(str(tmp_path))
@@ -165,7 +210,7 @@ def test_what_is_not_there(tmp_path):
 def test_configuration_without_weights(copies):
     path, weights = copies["clip_hf"]
     weights.unlink()
-    with pytest.raises(ValueError, match=r"none of model\.safetensors, pytorch_model\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"none of model\.safetensors, pytorch_model\.bin"):
         read_checkpoint(str(path))
 
 
@@ -251,3 +296,14 @@ def test_rounding_spares_temperature_and_counters(tmp_path):
         kept = name == "logit_scale" or name.endswith("num_batches_tracked")
         assert tensor.dtype == (before[name].dtype if kept else torch.bfloat16)
         assert torch.equal(tensor, before[name].to(tensor.dtype))
+
+
+def test_values_too_large_for_a_type_are_not_rounded_to_infinity(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, "vit")
+    name = "vision_model.layers.0.mlp.fc1.weight"
+    large = checkpoint.weights[name].float()
+    large[0, 0], large[0, 1] = 70_000, float("inf")
+    checkpoint.weights[name] = large
+    with pytest.raises(ValueError, match=rf"{name} has values up to 7e\+04, but torch.float16 ends at 6.55e\+04"):
+        round_weights(checkpoint, torch.float16)
+    round_weights(checkpoint, torch.bfloat16)

@@ -49,9 +49,34 @@ def test_features_are_the_published_formulas(tower, layout, pickled, tmp_path):
 
 def test_the_checkpoint_of_a_training_run_opens_as_bin(tmp_path):
     weights = plain_weights("vit")
-    content = {"epoch": 3, "name": "x", "state_dict": {f"module.{name}": weights[name] for name in weights}}
+    for wrapper in ("state_dict", "model_state_dict", "model"):
+        content = {"epoch": 3, "name": "x", wrapper: {f"module.{name}": weights[name] for name in weights}}
+        folder = write_open_clip_folder(tmp_path / wrapper, weights=content, pickled=True)
+        assert torch.equal(ClipHfModel.from_pretrained(folder).logit_scale, weights["logit_scale"][None])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [([1], "holds a list"), ({"state_dict": {"logit_scale": 2.5}}, "holds a float under")]
+)
+def test_what_is_no_state_dict_is_an_error(content, message, tmp_path):
     folder = write_open_clip_folder(tmp_path / "model", weights=content, pickled=True)
-    assert torch.equal(ClipHfModel.from_pretrained(folder).logit_scale, weights["logit_scale"][None])
+    with pytest.raises(ValueError, match=rf"open_clip_pytorch_model\.bin.*{message}"):
+        ClipHfModel.from_pretrained(folder)
+
+
+def test_a_pickle_of_more_than_tensors_opens_if_it_is_trusted(tmp_path):
+    content = {"state_dict": plain_weights("vit"), "optimizer": Image.new("RGB", (1, 1))}
+    folder = write_open_clip_folder(tmp_path / "model", weights=content, pickled=True)
+    with pytest.raises(ValueError, match=r"needs more than tensors.*trust_pickle=True"):
+        ClipHfModel.from_pretrained(folder)
+    model = ClipHfModel.from_pretrained(folder, trust_pickle=True)
+    assert torch.equal(model.logit_scale, plain_weights("vit")["logit_scale"][None])
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "./no", "/no", "models/ViT-B-32.pt"])
+def test_a_path_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(FileNotFoundError, match=f"{name} is not there"):
+        ClipHfModel.from_pretrained(name)
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -160,23 +185,69 @@ def test_other_kinds_are_refused_by_name(part, fields, message, tmp_path):
 def test_fields_without_effect_on_the_model_are_accepted():
     content = open_clip_config("vit", custom_text=True)
     content["model_cfg"]["vision_cfg"] |= {"patch_dropout": 0.5, "pool_type": "tok", "ls_init_value": None}
-    content["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "x/y", "tokenizer_kwargs": {}, "eos_id": 2}
+    content["model_cfg"]["text_cfg"] |= {
+        "hf_tokenizer_name": "x/y",
+        "tokenizer_kwargs": {"clean": "lower"},
+        "eos_id": 2,
+    }
     assert translate_open_clip_config(content) == translate_open_clip_config(open_clip_config("vit"))
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", '{"model_cfg": {"vision_cfg": 3, "text_cfg": {}}}', '{"model_cfg": {}}']
+    ("content", "message"),
+    [
+        ("", "Expecting value"),
+        ("[]", r"the file is \[\], but OpenCLIP has an object there"),
+        ("{}", "model_cfg is None"),
+        ('{"model_cfg": {"vision_cfg": {}, "text_cfg": {}}}', "embed_dim is None, but .* a whole number above 0"),
+        ('{"model_cfg": {"embed_dim": 8, "vision_cfg": 3, "text_cfg": {}}}', "vision_cfg is 3"),
+        ('{"model_cfg": {"embed_dim": 8, "vision_cfg": {}}}', "text_cfg is None"),
+        ('{"model_cfg": {"embed_dim": 8, "text_cfg": {}, "audio_cfg": {"model_type": "HTSAT"}}}', "an audio model"),
+    ],
 )
-def test_broken_configuration_is_an_error_that_names_it(content, tmp_path):
+def test_broken_configuration_is_an_error_that_names_it(content, message, tmp_path):
     (tmp_path / "open_clip_config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"open_clip_config\.json is not one of OpenCLIP's configurations"):
+    with pytest.raises(ValueError, match=rf"open_clip_config\.json: .*{message}"):
         ClipHfModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("part", "fields", "message"),
+    [
+        ("", {"embed_dim": "32"}, "embed_dim is '32'"),
+        ("", {"init_logit_scale": "x"}, "init_logit_scale is 'x'"),
+        ("vision_cfg", {"width": "64"}, "vision_cfg.width is '64', but OpenCLIP has a whole number above 0"),
+        ("vision_cfg", {"head_width": 0}, "vision_cfg.head_width is 0"),
+        ("vision_cfg", {"patch_size": None}, "vision_cfg.patch_size is None"),
+        ("vision_cfg", {"layers": []}, r"vision_cfg.layers is \[\]"),
+        ("vision_cfg", {"layers": [1, True]}, r"vision_cfg.layers is \[1, True\]"),
+        ("text_cfg", {"mlp_ratio": None}, "text_cfg.mlp_ratio is None, but OpenCLIP has a number above 0"),
+        ("text_cfg", {"layers": [2]}, r"text_cfg.layers is \[2\]"),
+        ("text_cfg", {"heads": 1.5}, "text_cfg.heads is 1.5"),
+        ("text_cfg", {"tokenizer_kwargs": {"clean": "canonicalize"}}, "text_cfg.tokenizer_kwargs={'clean': 'canon"),
+        ("text_cfg", {"tokenizer_mode": "clips"}, "text_cfg.tokenizer_mode='clips'"),
+        ("preprocess_cfg", [1], r"preprocess_cfg is \[1\]"),
+        ("preprocess_cfg", {"mean": "x"}, "preprocess_cfg.mean is 'x', but OpenCLIP has a list of three numbers"),
+        ("preprocess_cfg", {"std": [1, 2]}, r"preprocess_cfg.std is \[1, 2\]"),
+    ],
+)
+def test_wrong_field_is_named_whoever_reads_it(part, fields, message, tmp_path):
+    folder = write_open_clip_folder(tmp_path / "model")
+    content = open_clip_config("vit")
+    if part == "preprocess_cfg":
+        content[part] = fields
+    else:
+        (content["model_cfg"][part] if part else content["model_cfg"]).update(fields)
+    (folder / "open_clip_config.json").write_text(json.dumps(content), encoding="utf-8")
+    for opener in (ClipHfModel, ClipHfImageProcessor, ClipHfTokenizer):
+        with pytest.raises(ValueError, match=rf"open_clip_config\.json: .*{message}"):
+            opener.from_pretrained(folder)
 
 
 def test_missing_weights_are_an_error(tmp_path):
     folder = write_open_clip_folder(tmp_path / "model")
     (folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"none of open_clip_model\.safetensors, open_clip_pytorch_model\.bin"):
+    with pytest.raises(FileNotFoundError, match=r"none of open_clip_model\.safetensors, open_clip_pytorch_model\.bin"):
         ClipHfModel.from_pretrained(folder)
 
 

@@ -5,9 +5,11 @@ import torch
 
 from clip_hf import ClipHfConfig, ClipHfModel
 from clip_hf.conversion.layouts import foreign_names, tensor_shapes
+from clip_hf.model import openai_checkpoint_clip_hf
 from clip_hf.model.architectures_clip_hf import ARCHITECTURES
 from clip_hf.model.openai_checkpoint_clip_hf import openai_architecture
 from tests.model import published_clip
+from tests.open_clip_folders import plain_weights, write_open_clip_folder
 from tests.openai_weights import openai_weights, save_archive
 from tests.tiny_models import TOWERS, random_ids, random_pixels
 
@@ -71,6 +73,13 @@ def edited(edit):
         (lambda w: w.update({"text.transformer.embeddings.x": torch.ones(1)}), "text tower of transformers"),
         (lambda w: w.update({"text.transformer.resblocks.0.ln_1.bias": torch.ones(1)}), "custom-text layout"),
         (lambda w: w.update(state_dict={}), "training checkpoint.*open_clip_pytorch_model.bin"),
+        (lambda w: w.update({"visual.blocks.0.attn.q_bias": torch.ones(1)}), "EVA-CLIP"),
+        (lambda w: w.update({"visual.cls_token": torch.ones(1)}), "EVA-CLIP"),
+        (lambda w: w.update({"audio_branch.conv.weight": torch.ones(1)}), "audio model"),
+        (lambda w: w.update(epoch=3), "holds a int under the name 'epoch'"),
+        (lambda w: w.update({"visual.proj": 0.5}), "holds a float under the name 'visual.proj'"),
+        (lambda w: w.update({7: torch.ones(1)}), "holds a Tensor under the name 7"),
+        (lambda w: w.update(context_length=torch.ones(2)), r"says context_length \[1.0, 1.0\], but"),
     ],
 )
 def test_what_is_no_clip_of_openai_is_refused_by_name(weights, message, tmp_path):
@@ -83,3 +92,34 @@ def test_checkpoint_of_transformers_in_a_pt_file_is_refused_by_name(tmp_path):
     torch.save({"text_model.embeddings.token_embedding.weight": torch.ones(2, 2)}, tmp_path / "clip.pt")
     with pytest.raises(ValueError, match=r"model of transformers.*config\.json"):
         ClipHfModel.from_openai(tmp_path / "clip.pt")
+
+
+def test_weights_inside_the_checkpoint_of_a_training_are_found(tmp_path):
+    weights = openai_weights("vit")
+    for wrapper in ("model_state_dict", "model"):
+        content = {"epoch": 3, wrapper: {f"module.{name}": tensor for name, tensor in weights.items()}, "loss": 0.5}
+        torch.save(content, tmp_path / f"{wrapper}.pt")
+        model = ClipHfModel.from_openai(tmp_path / f"{wrapper}.pt")
+        assert torch.equal(model.text_model.final_layer_norm.bias, weights["ln_final.bias"].half())
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "open_clip_model.safetensors", "beside.pt"])
+def test_file_of_open_clips_is_refused_because_its_activation_is_not_in_it(name, tmp_path):
+    folder = write_open_clip_folder(tmp_path / "gelu", pickled=name.endswith(".bin"), quick_gelu=False)
+    if name == "beside.pt":
+        torch.save(plain_weights("vit"), folder / name)
+    with pytest.raises(ValueError, match=rf"{name} is a file of OpenCLIP's, whose activation only open_clip_config"):
+        ClipHfModel.from_openai(folder / name)
+
+
+def test_what_the_weights_do_not_tell_is_assumed_aloud(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(openai_checkpoint_clip_hf.logger, "warning_once", warnings.append)
+    torch.save(openai_weights("vit"), tmp_path / "sure.pt")
+    ClipHfModel.from_openai(tmp_path / "sure.pt")
+    assert warnings == []
+    torch.save(plain_weights("vit"), tmp_path / "plain.pt")
+    ClipHfModel.from_openai(tmp_path / "plain.pt")
+    assert len(warnings) == 1
+    assert f"{tmp_path / 'plain.pt'} holds weights without the three numbers" in warnings[0]
+    assert "QuickGELU and heads of 64 channels, which OpenAI's models have, are ASSUMED" in warnings[0]

@@ -85,11 +85,11 @@ class Malice:
 
 def test_pickle_that_runs_code_is_refused_unless_trusted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"weight": torch.ones(1), "more": Malice()}, "model.pt")
+    torch.save({"model": {"weight": torch.ones(1)}, "more": Malice()}, "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt needs more than tensors: it wants posix\.mkdir.*--trust_pickle"):
         read_tensors("model.pt")
     assert not os.path.exists("opened")
-    read_tensors("model.pt", trust_pickle=True)
+    assert read_tensors("model.pt", trust_pickle=True).keys() == {"weight"}
     assert os.path.exists("opened")
 
 
@@ -265,6 +265,13 @@ def test_list_is_no_state_dict(tmp_path):
     torch.save([torch.ones(1)], tmp_path / "model.pt")
     with pytest.raises(ValueError, match="holds a list, but a state dict is a dictionary"):
         read_tensors(tmp_path / "model.pt")
+
+
+def test_names_and_tensors_alone_are_a_state_dict(tmp_path):
+    for name, value in {"epoch": 3, 7: torch.ones(1), "more": {}}.items():
+        torch.save({"weight": torch.ones(1), name: value}, tmp_path / "model.pt")
+        with pytest.raises(ValueError, match=rf"model\.pt holds a {type(value).__name__} under the name {name!r}"):
+            read_tensors(tmp_path / "model.pt")
 
 
 def test_most_common_dtype_counts_values_not_tensors():

@@ -1,6 +1,5 @@
 """A checkpoint of any layout, from its files: configuration, weights by our names, image processor, tokenizer."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,16 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.image_utils import SizeDict
-from transformers.utils import cached_file
 
 from clip_hf.conversion.layouts import Layout, from_layout
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor
-from clip_hf.model.open_clip_checkpoint_clip_hf import (
-    OPEN_CLIP_CONFIG_FILE,
-    find_open_clip_weights,
-    is_open_clip,
-    read_open_clip_weights,
-)
+from clip_hf.model.open_clip_checkpoint_clip_hf import OPEN_CLIP_CONFIG_FILE, OPEN_CLIP_WEIGHT_FILES, is_open_clip
 from clip_hf.model.openai_checkpoint_clip_hf import openai_architecture, read_openai_checkpoint
-from clip_hf.model.tensor_files_clip_hf import most_common_dtype, read_tensors
+from clip_hf.model.tensor_files_clip_hf import WEIGHT_FILES, find_file, most_common_dtype, read_weights
 from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
 
 LAYOUT_OF_MODEL_TYPE: dict[str, Layout] = {"clip_hf": "clip_hf", "clip": "transformers"}
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass
@@ -61,37 +53,53 @@ def read_checkpoint(source: str, tokenizer: str | None = None, trust_pickle: boo
         ValueError: the source is no CLIP of these layouts, is damaged, or its parts do not fit each other.
         OSError: there is no such source.
     """
-    layout = find_layout(source)
     try:
+        layout = find_layout(source)
         if layout == "openai":
-            found = dict(read_openai_checkpoint(source, trust_pickle))
+            found = read_openai_checkpoint(source, trust_pickle)
             config = ClipHfConfig(**openai_architecture(found))
             size = config.vision_config.image_size
             image_processor = ClipHfImageProcessor(size=size, crop_size=size)
         else:
             config = ClipHfConfig.from_pretrained(source)
-            found = _read_weights(source, layout, trust_pickle)
+            names = OPEN_CLIP_WEIGHT_FILES if layout == "open_clip" else WEIGHT_FILES
+            found = read_weights(source, names, trust_pickle)
             image_processor = ClipHfImageProcessor.from_pretrained(source)
         weights = from_layout(found, layout, config)
-    except StrictDataclassError as error:
-        raise ValueError(f"{source}: its configuration is not one of a CLIP: {error}") from error
+        config.dtype = most_common_dtype(weights)
+        mean, std = (
+            np.broadcast_to(value, 3).tolist() for value in (image_processor.image_mean, image_processor.image_std)
+        )
+        config.vision_config.image_mean, config.vision_config.image_std = tuple(mean), tuple(std)
+    except (AttributeError, LookupError, TypeError, StrictDataclassError) as error:  # of JSON files made by anybody
+        raise ValueError(f"{source}: its files are not those of a CLIP ({type(error).__name__}: {error})") from error
     except ValueError as error:
         raise ValueError(str(error) if source in str(error) else f"{source}: {error}") from error
-    config.dtype = most_common_dtype(weights)
-    mean, std = (
-        np.broadcast_to(value, 3).tolist() for value in (image_processor.image_mean, image_processor.image_std)
-    )
-    config.vision_config.image_mean, config.vision_config.image_std = tuple(mean), tuple(std)
     checkpoint = Checkpoint(layout, config, weights, image_processor, _read_tokenizer(source, layout, tokenizer))
     _require_fitting_parts(checkpoint, source)
     return checkpoint
 
 
 def round_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> None:
-    """Rounds all floating-point weights but the temperature, which is float32 in every model of ours."""
+    """Rounds all floating-point weights but the temperature, which is float32 in every model of ours.
+
+    Args:
+        checkpoint: whose weights to round.
+        dtype: to what.
+
+    Raises:
+        ValueError: a weight is too large for the type.
+    """
     for name, tensor in checkpoint.weights.items():
         if tensor.is_floating_point() and name != "logit_scale":
-            checkpoint.weights[name] = tensor.to(dtype)
+            rounded = tensor.to(dtype)
+            if not rounded.isfinite().equal(tensor.isfinite()):
+                largest = tensor[tensor.isfinite()].abs().max().item()
+                raise ValueError(
+                    f"{name} has values up to {largest:.4g}, but {dtype} ends at {torch.finfo(dtype).max:.4g}: choose "
+                    "another type, such as bfloat16"
+                )
+            checkpoint.weights[name] = rounded
     checkpoint.config.dtype = dtype
 
 
@@ -120,49 +128,12 @@ def find_layout(source: str) -> Layout:
     return LAYOUT_OF_MODEL_TYPE[model_type]
 
 
-def _read_weights(source: str, layout: Layout, trust_pickle: bool) -> dict[str, Tensor]:
-    if layout == "open_clip":
-        return read_open_clip_weights(find_open_clip_weights(source), trust_pickle)
-    for name in WEIGHT_FILES:
-        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
-        if path is not None:
-            return read_tensors(path, trust_pickle)
-        path = cached_file(source, f"{name}.index.json", _raise_exceptions_for_missing_entries=False)
-        if path is not None:
-            return _read_shards(source, path, trust_pickle)
-    raise ValueError(f"{source} has none of {', '.join(WEIGHT_FILES)}, in one file or in several with an index")
-
-
-def _read_shards(source: str, index: str, trust_pickle: bool) -> dict[str, Tensor]:
-    try:
-        file_of_tensor = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(file_of_tensor.values()))
-        if any(Path(file).name != file for file in files):
-            raise ValueError("it names files in other folders")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} is no index of weights ({type(error).__name__}: {error})") from error
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        path = cached_file(source, file, _raise_exceptions_for_missing_entries=False)
-        if path is None:
-            raise ValueError(f"{index} names {file}, which is not there")
-        shard = read_tensors(path, trust_pickle)
-        if any(file_of_tensor.get(name) != file for name in shard):
-            raise ValueError(
-                f"{path} holds tensors that {index} does not place there: these files do not belong together"
-            )
-        weights |= shard
-    return weights
-
-
 def _read_tokenizer(source: str, layout: Layout, tokenizer: str | None) -> ClipHfTokenizer | None:
     if tokenizer is not None and tokenizer.endswith(".gz"):
         return ClipHfTokenizer.from_openai_bpe(tokenizer)
     if tokenizer is None:
         names = ("tokenizer.json", "vocab.json")
-        found = layout != "openai" and any(
-            cached_file(source, name, _raise_exceptions_for_missing_entries=False) for name in names
-        )
+        found = layout != "openai" and any(find_file(source, name) for name in names)
         if not found:
             return None
     return ClipHfTokenizer.from_pretrained(tokenizer or source)

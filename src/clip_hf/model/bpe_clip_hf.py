@@ -38,15 +38,22 @@ def word_pattern(clean: bool) -> str:
     )
 
 
-def build_backend(model: models.BPE, clean: bool) -> Tokenizer:
+def build_backend(vocab: dict[str, int], merges: list[tuple[str, str]], clean: bool) -> Tokenizer:
     """Returns the tokenizers library's pipeline around a BPE model: lower case, words, bytes, merges.
 
     Args:
-        model: vocabulary and merges.
+        vocab: ids of all tokens.
+        merges: pairs of tokens in the order in which they join.
         clean: True where texts come cleaned as OpenAI cleans them; False makes transformers' pipeline, which composes
             characters itself (ftfy has, and OpenAI lower-cases and unescapes after it) and splits words once more.
+
+    Raises:
+        ValueError: a merge has a token that the vocabulary lacks.
     """
-    backend = Tokenizer(model)
+    try:
+        backend = Tokenizer(models.BPE(vocab, merges, end_of_word_suffix=END_OF_WORD))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"Vocabulary and merges do not belong together: {error}") from error
     steps = [normalizers.Lowercase()] if clean else [normalizers.NFC(), normalizers.Lowercase()]
     backend.normalizer = normalizers.Sequence(steps)
     backend.pre_tokenizer = pre_tokenizers.Sequence(

@@ -10,12 +10,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .conversion_clip_hf import TRANSFORMERS_MODEL_TYPES, translate_transformers_config
-from .open_clip_checkpoint_clip_hf import (
-    HUB_ARGUMENTS,
-    is_open_clip,
-    read_open_clip_config,
-    translate_open_clip_config,
-)
+from .open_clip_checkpoint_clip_hf import is_open_clip, read_open_clip_config, translate_open_clip_config
+from .tensor_files_clip_hf import HUB_ARGUMENTS
 
 FORMAT_VERSION = 1
 HEAD_SIZE = 64
@@ -71,14 +67,24 @@ class ClipHfBaseConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Returns the raw configuration of a checkpoint; transformers' and OpenCLIP's are rewritten as ours."""
+        """Returns the raw configuration of a checkpoint; transformers' and OpenCLIP's are rewritten as ours.
+
+        Raises:
+            ValueError: the file holds no configuration.
+        """
         if is_open_clip(pretrained_model_name_or_path, **kwargs):
             content = read_open_clip_config(pretrained_model_name_or_path, **kwargs)
             unused = {name: value for name, value in kwargs.items() if name not in HUB_ARGUMENTS}
             return translate_open_clip_config(content), unused
-        config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if config_dict.get("model_type") in TRANSFORMERS_MODEL_TYPES:
-            config_dict = translate_transformers_config(config_dict)
+        try:
+            config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+            if config_dict.get("model_type") in TRANSFORMERS_MODEL_TYPES:
+                config_dict = translate_transformers_config(config_dict)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"the config.json of {pretrained_model_name_or_path} is no configuration of a model "
+                f"({type(error).__name__}: {error})"
+            ) from error
         return config_dict, unused
 
     @classmethod

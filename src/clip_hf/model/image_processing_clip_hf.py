@@ -23,12 +23,8 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import is_torchvision_available
 
 from .image_sources_clip_hf import decode_source, flatten_images
-from .open_clip_checkpoint_clip_hf import (
-    HUB_ARGUMENTS,
-    is_open_clip,
-    open_clip_image_options,
-    read_open_clip_config,
-)
+from .open_clip_checkpoint_clip_hf import is_open_clip, open_clip_image_options, read_open_clip_config
+from .tensor_files_clip_hf import HUB_ARGUMENTS
 
 LARGEST_RESIZE = 2**24
 """Most pixels of a resized image; of a longer strip only the crop is computed, which rounds a few pixels otherwise."""

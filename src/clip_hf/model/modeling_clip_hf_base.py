@@ -1,5 +1,6 @@
 """What the joint model and its towers share: complete loading, saving in our own layout, default weights, pixels."""
 
+import functools
 import math
 import os
 import re
@@ -14,12 +15,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_clip_hf_towers import ClipHfImageConfig
 from .conversion_clip_hf import IGNORED_KEYS, PROJECTION_KEYS, TEXT_TOWER_KEYS
-from .open_clip_checkpoint_clip_hf import (
-    HUB_ARGUMENTS,
-    find_open_clip_weights,
-    is_open_clip,
-    read_open_clip_weights,
-)
+from .open_clip_checkpoint_clip_hf import OPEN_CLIP_WEIGHT_FILES, is_open_clip
+from .tensor_files_clip_hf import DAMAGE, HUB_ARGUMENTS, WEIGHT_FILES, TensorFileError, read_weights
 
 
 class ClipHfPreTrainedModel(PreTrainedModel):
@@ -40,6 +37,8 @@ class ClipHfPreTrainedModel(PreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike | None,
         *args: Any,
         output_loading_info: bool = False,
+        trust_pickle: bool = False,
+        ignore_mismatched_sizes: bool = False,
         **kwargs: Any,
     ) -> Self | tuple[Self, dict[str, Any]]:
         """Returns the model of a checkpoint: ours, transformers' CLIP, OpenCLIP's, or a state dict in OpenAI's layout.
@@ -48,40 +47,48 @@ class ClipHfPreTrainedModel(PreTrainedModel):
             pretrained_model_name_or_path: a folder or a Hub repository; None with `config` and `state_dict`.
             args: as in `PreTrainedModel.from_pretrained`.
             output_loading_info: also return the missing, unexpected and mismatched keys, instead of raising on them.
+            trust_pickle: also open a .bin file that needs more than tensors, which may run any code.
+            ignore_mismatched_sizes: draw new weights in place of those of another shape, instead of raising on them.
             kwargs: as in `PreTrainedModel.from_pretrained`. `vision_config={"image_size": 336}` opens a joint
                 checkpoint at another resolution, its image positions interpolated; for a tower that is
                 `image_size=336`. `projection_dim=None` opens a tower without its projection.
 
         Raises:
-            ValueError: the checkpoint lacks weights of the model, or holds weights that the model has no place for.
+            ValueError: a file is damaged or needs more than tensors, or the checkpoint lacks weights of the model,
+                has them in another shape, or holds weights that the model has no place for.
         """
-        load = (
-            cls._from_open_clip if is_open_clip(pretrained_model_name_or_path, **kwargs) else super().from_pretrained
-        )
-        model, info = load(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
+        source = pretrained_model_name_or_path
+        names = OPEN_CLIP_WEIGHT_FILES if is_open_clip(source, **kwargs) else WEIGHT_FILES
+        # transformers' own reader knows nothing of OpenCLIP's files, and of a pickle only whether it is harmless.
+        reads_itself = source is not None and (trust_pickle or names == OPEN_CLIP_WEIGHT_FILES)
+        load = functools.partial(cls._from_weights, names, trust_pickle) if reads_itself else super().from_pretrained
+        try:
+            model, info = load(source, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        except DAMAGE as error:
+            if source is not None and not isinstance(error, OSError):  # which says what is not there
+                _raise_if_damaged(source, names, kwargs)
+            raise
         if output_loading_info:
             return model, info
-        problems = [
-            f"{kind} weights ({len(keys)}): {', '.join(sorted(map(str, keys)))}"
-            for kind in ("missing", "unexpected")
-            if (keys := info[f"{kind}_keys"])
-        ]
+        problems = _problems(info | ({"mismatched_keys": ()} if ignore_mismatched_sizes else {}))
         if problems:
             raise ValueError(
-                f"{pretrained_model_name_or_path or 'the state dict'} does not fit {cls.__name__}: "
-                f"{'; '.join(problems)}. Pass output_loading_info=True to get the model and these lists instead."
+                f"{source or 'the state dict'} does not fit {cls.__name__}: {'; '.join(problems)}. "
+                "Pass output_loading_info=True to get the model and these lists instead."
             )
         return model
 
     @classmethod
-    def _from_open_clip(cls, source: str | os.PathLike, *args: Any, **kwargs: Any) -> tuple[Self, dict[str, Any]]:
+    def _from_weights(
+        cls, names: tuple[str, ...], trust_pickle: bool, source: str | os.PathLike, *args: Any, **kwargs: Any
+    ) -> tuple[Self, dict[str, Any]]:
         hub_arguments = {name: kwargs.pop(name) for name in HUB_ARGUMENTS if name in kwargs}
         config = kwargs.pop("config", None)
         if config is None:
-            names = kwargs.keys() & cls.config_class.__dataclass_fields__.keys() - {"dtype"}
-            fields = {name: kwargs.pop(name) for name in names}
+            names_of_fields = kwargs.keys() & cls.config_class.__dataclass_fields__.keys() - {"dtype"}
+            fields = {name: kwargs.pop(name) for name in names_of_fields}
             config = cls.config_class.from_pretrained(source, **hub_arguments, **fields)
-        weights = read_open_clip_weights(find_open_clip_weights(source, **hub_arguments))
+        weights = read_weights(source, names, trust_pickle, **hub_arguments)
         model, info = super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
         model.config.name_or_path = str(source)
         return model, info
@@ -103,6 +110,11 @@ class ClipHfPreTrainedModel(PreTrainedModel):
 
     def _adjust_missing_and_unexpected_keys(self, loading_info: Any) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
+        # What could not be converted has another shape than any layout gives it; transformers would not name it.
+        for name in loading_info.conversion_errors:
+            loading_info.missing_keys.discard(name)
+            loading_info.mismatched_keys.add((name, None, None))
+        loading_info.conversion_errors.clear()
         ignored = re.compile("|".join((*IGNORED_KEYS, *self._other_parts())))
         loading_info.unexpected_keys = {key for key in loading_info.unexpected_keys if not ignored.search(key)}
 
@@ -127,6 +139,25 @@ class ClipHfPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
 
+def _raise_if_damaged(source: str | os.PathLike, names: tuple[str, ...], kwargs: dict[str, Any]) -> None:
+    """Raises TensorFileError where a file of weights is the reason for what transformers raised without its name."""
+    try:
+        read_weights(source, names, **kwargs)
+    except TensorFileError:
+        raise
+    except (ValueError, OSError):
+        return  # the first error says more
+
+
+def _problems(info: dict[str, Any]) -> list[str]:
+    keys = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected")}
+    keys["wrongly shaped"] = sorted(
+        name if expected is None else f"{name} ({list(found)} instead of {list(expected)})"
+        for name, found, expected in info["mismatched_keys"]
+    )
+    return [f"{kind} weights ({len(names)}): {', '.join(names)}" for kind, names in keys.items() if names]
+
+
 def _draw_uniform(module: nn.Linear | nn.Conv2d, fan_in: int) -> None:
     for parameter in (module.weight, module.bias):
         if parameter is not None:
@@ -138,7 +169,8 @@ class ClipHfImageOutput(BaseModelOutputWithPooling):
     """What an image tower returns.
 
     Args:
-        last_hidden_state: ViT: (B, 1 + patches, D), before the last layer norm. ResNet: (B, D, H / 32, W / 32).
+        last_hidden_state: ViT: (B, 1 + patches, D), before the last layer norm. ResNet: (B, D, H / 32, W / 32). None
+            with `pooled_only`.
         pooler_output: (B, D), the image feature before the projection.
         hidden_states: the input and output of every block, where asked for.
         attentions: the attention weights of every block, where asked for.

@@ -7,36 +7,43 @@ PreprocessCfg). What they describe is ours if it is a CLIP as published, with ei
 import json
 from os import PathLike
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
-from torch import Tensor
-from transformers.utils import cached_file
-
-from .tensor_files_clip_hf import read_tensors
+from .tensor_files_clip_hf import find_file
 
 OPEN_CLIP_CONFIG_FILE = "open_clip_config.json"
 OPEN_CLIP_WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
-HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
 RESAMPLE = {"bicubic": 3, "bilinear": 2}  # Pillow's numbers
 
-# What a CLIP as published has, where the field names another kind of model; a field at None or False names nothing.
+# What a CLIP as published has, with open_clip's defaults, where the field names another kind of model; a field at None
+# or False names nothing.
 _MODEL_FIELDS = {"embed_dim", "quick_gelu", "custom_text", "vision_cfg", "text_cfg", "init_logit_scale"}
-_SIZES = {"layers", "width", "mlp_ratio"}
-_VISION_FIELDS = _SIZES | {"head_width", "patch_size", "image_size"}
-_TEXT_FIELDS = _SIZES | {"heads", "context_length", "vocab_size"}
+_TOWER_FIELDS: dict[str, dict[str, Any]] = {
+    "vision_cfg": {
+        **{"layers": 12, "width": 768, "mlp_ratio": 4.0},
+        **{"head_width": 64, "patch_size": 16, "image_size": 224},
+    },
+    "text_cfg": {
+        **{"layers": 12, "width": 512, "mlp_ratio": 4.0},
+        **{"heads": 8, "context_length": 77, "vocab_size": 49408},
+    },
+}
+# Fields of an image tower that may be lists: blocks of each stage of a ResNet, height and width.
+_LISTS = ("layers", "patch_size", "image_size")
 _PUBLISHED = {
     "pool_type": ("tok", "argmax"),
     "pos_embed_type": ("learnable",),
     "proj_type": ("linear",),
     "block_type": ("default",),
+    "tokenizer_kwargs": ({"clean": "lower"},),
 }
 # Fields of training, of outputs, of the tokenizer, and those that another field would have to switch on.
 _WITHOUT_EFFECT = {
     *("patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"),
     *("timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias", "timm_drop", "timm_drop_path"),
-    *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "pad_id", "eos_id"),
-    *("hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs"),
+    *("hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "pad_id", "eos_id", "hf_tokenizer_name"),
 }
 
 
@@ -46,68 +53,43 @@ def is_open_clip(source: str | PathLike[str] | None, **hub_arguments: Any) -> bo
     Args:
         source: a folder or the name of a repository; None, or one file, is none of OpenCLIP's.
         hub_arguments: any of `HUB_ARGUMENTS`, as in `from_pretrained`; others are ignored.
+
+    Raises:
+        FileNotFoundError: what can only be a path does not exist.
     """
+    # The name of a repository has one slash at most; the Hub would say so of a path.
+    is_path = source is not None and (
+        Path(source).suffix == ".pt" or Path(source).parts[2:] or str(source)[:1] in "./~"
+    )
+    if is_path and not Path(str(source)).exists():
+        raise FileNotFoundError(f"{source} is not there")
     if source is None or Path(source).is_file():
         return False
-    path = _find(source, "config.json", hub_arguments)
+    path = find_file(source, "config.json", **hub_arguments)
     try:  # timm's models have a config.json too, without a model_type
         is_other = path is not None and "model_type" in json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, TypeError):
         is_other = True  # whoever reads it next says what is wrong with it
-    return not is_other and _find(source, OPEN_CLIP_CONFIG_FILE, hub_arguments) is not None
+    return not is_other and find_file(source, OPEN_CLIP_CONFIG_FILE, **hub_arguments) is not None
 
 
 def read_open_clip_config(source: str | PathLike[str], **hub_arguments: Any) -> dict[str, Any]:
-    """Returns the content of the open_clip_config.json of a folder or repository.
+    """Returns the content of an open_clip_config.json that describes a CLIP as published.
 
     Args:
         source: a folder or the name of a repository.
         hub_arguments: as in `is_open_clip`.
 
     Raises:
-        ValueError: the file is not one of OpenCLIP's.
+        ValueError: the file is not one of OpenCLIP's, or describes another kind of model; the message says which.
     """
-    path = _find(source, OPEN_CLIP_CONFIG_FILE, hub_arguments)
+    path = find_file(source, OPEN_CLIP_CONFIG_FILE, **hub_arguments)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        model_config = content["model_cfg"]
-        if all(
-            isinstance(part, dict) for part in (model_config, model_config["vision_cfg"], model_config["text_cfg"])
-        ):
-            return content
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not one of OpenCLIP's configurations ({type(error).__name__}: {error})"
-        ) from error
-    raise ValueError(f"{path} is not one of OpenCLIP's configurations: model_cfg, or a tower's part, is no dictionary")
-
-
-def find_open_clip_weights(source: str | PathLike[str], **hub_arguments: Any) -> str:
-    """Returns the path of the weights beside an open_clip_config.json, downloaded if need be.
-
-    Raises:
-        ValueError: there is no such file.
-    """
-    for name in OPEN_CLIP_WEIGHT_FILES:
-        path = _find(source, name, hub_arguments)
-        if path is not None:
-            return path
-    raise ValueError(f"{source} has an {OPEN_CLIP_CONFIG_FILE}, but none of {', '.join(OPEN_CLIP_WEIGHT_FILES)}")
-
-
-def read_open_clip_weights(path: str | PathLike[str], trust_pickle: bool = False) -> dict[str, Tensor]:
-    """Returns the tensors of a file of OpenCLIP's weights, also of a checkpoint of its training.
-
-    Args:
-        path: a .safetensors file or a pickle.
-        trust_pickle: see `read_tensors`.
-
-    Raises:
-        ValueError: the file is damaged or needs more than tensors.
-    """
-    weights = read_tensors(path, trust_pickle)
-    weights = weights.get("state_dict", weights)
-    return {name.removeprefix("module."): tensor for name, tensor in weights.items()}
+        content = json.loads(Path(str(path)).read_text(encoding="utf-8"))
+        _check(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return content
 
 
 def translate_open_clip_config(content: dict[str, Any]) -> dict[str, Any]:
@@ -117,30 +99,28 @@ def translate_open_clip_config(content: dict[str, Any]) -> dict[str, Any]:
         content: what `read_open_clip_config` returns.
 
     Raises:
-        ValueError: it describes another kind of model than CLIP's; the message says which.
+        ValueError: its images or patches are no squares.
     """
     model_config = content["model_cfg"]
-    _refuse_other_kinds(model_config)
-    vision, text = model_config["vision_cfg"], model_config["text_cfg"]
     hidden_act = "quick_gelu" if model_config.get("quick_gelu") else "gelu"
     projection = {"projection_dim": model_config["embed_dim"]}
-    text_width = text.get("width", 512)
+    text = _sizes(model_config, "text_cfg")
     text_config = {
-        "vocab_size": text.get("vocab_size", 49408),
-        "max_position_embeddings": text.get("context_length", 77),
-        "hidden_size": text_width,
-        "intermediate_size": int(text_width * text.get("mlp_ratio", 4.0)),
-        "num_hidden_layers": text.get("layers", 12),
-        "num_attention_heads": text.get("heads", 8),
+        "vocab_size": text["vocab_size"],
+        "max_position_embeddings": text["context_length"],
+        "hidden_size": text["width"],
+        "intermediate_size": int(text["width"] * text["mlp_ratio"]),
+        "num_hidden_layers": text["layers"],
+        "num_attention_heads": text["heads"],
         "hidden_act": hidden_act,
         **projection,
     }
-    preprocessing = content.get("preprocess_cfg") or {}
-    normalization = {f"image_{name}": preprocessing[name] for name in ("mean", "std") if preprocessing.get(name)}
     config = {
         "model_type": "clip_hf",
         "text_config": text_config,
-        "vision_config": _translate_image_tower(vision, hidden_act) | normalization | projection,
+        "vision_config": _translate_image_tower(_sizes(model_config, "vision_cfg"), hidden_act)
+        | _normalization(content)
+        | projection,
         **projection,
     }
     if "init_logit_scale" in model_config:
@@ -158,15 +138,13 @@ def open_clip_image_options(content: dict[str, Any]) -> dict[str, Any]:
         ValueError: it asks for a filter or a way to resize that the image processor does not have.
     """
     preprocessing = content.get("preprocess_cfg") or {}
-    size = _square(content["model_cfg"]["vision_cfg"].get("image_size", 224))
-    resize_mode, filter_name = (
-        preprocessing.get("resize_mode", "shortest"),
-        preprocessing.get("interpolation", "bicubic"),
-    )
+    size = _square(_sizes(content["model_cfg"], "vision_cfg")["image_size"])
+    resize_mode = preprocessing.get("resize_mode", "shortest")
+    filter_name = preprocessing.get("interpolation", "bicubic")
     sizes = open_clip_sizes(size)
-    if resize_mode not in sizes or filter_name not in RESAMPLE:
+    if resize_mode not in list(sizes) or filter_name not in list(RESAMPLE):
         raise ValueError(
-            f"preprocess_cfg asks for resize_mode '{resize_mode}' and interpolation '{filter_name}', but there are "
+            f"preprocess_cfg asks for resize_mode {resize_mode!r} and interpolation {filter_name!r}, but there are "
             f"{', '.join(sizes)} and {', '.join(RESAMPLE)}"
         )
     options = {
@@ -174,7 +152,7 @@ def open_clip_image_options(content: dict[str, Any]) -> dict[str, Any]:
         "crop_size": {"height": size, "width": size},
         "resample": RESAMPLE[filter_name],
     }
-    return options | {f"image_{name}": preprocessing[name] for name in ("mean", "std") if preprocessing.get(name)}
+    return options | _normalization(content)
 
 
 def open_clip_sizes(image_size: int) -> dict[str, dict[str, int]]:
@@ -182,15 +160,10 @@ def open_clip_sizes(image_size: int) -> dict[str, dict[str, int]]:
     return {"shortest": {"shortest_edge": image_size}, "squash": {"height": image_size, "width": image_size}}
 
 
-def _find(source: str | PathLike[str], name: str, hub_arguments: dict[str, Any]) -> str | None:
-    arguments = {key: value for key, value in hub_arguments.items() if key in HUB_ARGUMENTS and value is not None}
-    return cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **arguments)
-
-
 def _translate_image_tower(vision: dict[str, Any], hidden_act: str) -> dict[str, Any]:
-    layers, width = vision.get("layers", 12), vision.get("width", 768)
-    image_size, head_width = _square(vision.get("image_size", 224)), vision.get("head_width", 64)
-    if isinstance(layers, list | tuple):
+    layers, width, head_width = vision["layers"], vision["width"], vision["head_width"]
+    image_size = _square(vision["image_size"])
+    if isinstance(layers, list):
         return {
             "model_type": "clip_hf_resnet",
             "image_size": image_size,
@@ -201,9 +174,9 @@ def _translate_image_tower(vision: dict[str, Any], hidden_act: str) -> dict[str,
     return {
         "model_type": "clip_hf_vit",
         "image_size": image_size,
-        "patch_size": _square(vision.get("patch_size", 16)),
+        "patch_size": _square(vision["patch_size"]),
         "hidden_size": width,
-        "intermediate_size": int(width * vision.get("mlp_ratio", 4.0)),
+        "intermediate_size": int(width * vision["mlp_ratio"]),
         "num_hidden_layers": layers,
         "num_attention_heads": width // head_width,
         "hidden_act": hidden_act,
@@ -217,22 +190,69 @@ def _square(size: int | list[int]) -> int:
     return sides.pop()
 
 
-def _refuse_other_kinds(model_config: dict[str, Any]) -> None:
+def _normalization(content: dict[str, Any]) -> dict[str, Any]:
+    preprocessing = content.get("preprocess_cfg") or {}
+    return {f"image_{name}": preprocessing[name] for name in ("mean", "std") if preprocessing.get(name)}
+
+
+def _sizes(model_config: dict[str, Any], part: str) -> dict[str, Any]:
+    """Returns the fields of a tower that its sizes follow from."""
+    fields = {name: model_config[part].get(name, default) for name, default in _TOWER_FIELDS[part].items()}
+    if part == "vision_cfg" and isinstance(fields["layers"], list):
+        del fields["patch_size"], fields["mlp_ratio"]  # a ResNet has neither
+    return fields
+
+
+def _check(content: Any) -> None:
+    """Raises ValueError unless a configuration describes a CLIP as published and every field is of its type."""
+    _require("the file", content, isinstance(content, dict), "an object")
+    model_config = content.get("model_cfg")
+    _require("model_cfg", model_config, isinstance(model_config, dict), "an object")
     kind = _kind_of(model_config)
     if kind is not None:
         raise ValueError(f"OpenCLIP's configuration describes {kind}, but ClipHfModel is CLIP as published")
-    for part, fields in (("vision_cfg", _VISION_FIELDS), ("text_cfg", _TEXT_FIELDS)):
-        for name, value in model_config[part].items():
-            if name not in fields | _WITHOUT_EFFECT and value and value not in _PUBLISHED.get(name, ()):
-                raise ValueError(
-                    f"OpenCLIP's configuration says {part}.{name}={value!r}, which CLIP as published has not"
-                )
+    embed_dim, scale = model_config.get("embed_dim"), model_config.get("init_logit_scale", 0.0)
+    _require("embed_dim", embed_dim, _is_size(embed_dim), "a whole number above 0")
+    _require("init_logit_scale", scale, isinstance(scale, int | float), "a number")
+    for part in _TOWER_FIELDS:
+        _check_tower(model_config, part)
+    preprocessing = content.get("preprocess_cfg") or {}
+    _require("preprocess_cfg", preprocessing, isinstance(preprocessing, dict), "an object")
+    for name, value in _normalization(content).items():
+        is_right = isinstance(value, list) and len(value) == 3 and all(isinstance(one, int | float) for one in value)
+        _require(f"preprocess_cfg.{name.removeprefix('image_')}", value, is_right, "a list of three numbers")
+
+
+def _check_tower(model_config: dict[str, Any], part: str) -> None:
+    tower = model_config.get(part)
+    _require(part, tower, isinstance(tower, dict), "an object")
+    known = _TOWER_FIELDS[part].keys() | _WITHOUT_EFFECT
+    for name, value in model_config[part].items():
+        if name not in known and value and value not in _PUBLISHED.get(name, ()):
+            raise ValueError(f"OpenCLIP's configuration says {part}.{name}={value!r}, which CLIP as published has not")
+    for name, value in _sizes(model_config, part).items():
+        values = value if isinstance(value, list) and part == "vision_cfg" and name in _LISTS else [value]
+        if name == "mlp_ratio":
+            _require(f"{part}.{name}", value, _is_size(value, int | float), "a number above 0")
+        else:
+            _require(f"{part}.{name}", value, values and all(map(_is_size, values)), "a whole number above 0")
+
+
+def _is_size(value: Any, kinds: type | UnionType = int) -> bool:
+    return isinstance(value, int | float) and isinstance(value, kinds) and not isinstance(value, bool) and value > 0
+
+
+def _require(name: str, value: Any, condition: Any, wanted: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} is {value!r:.80}, but OpenCLIP has {wanted} there")
 
 
 def _kind_of(model_config: dict[str, Any]) -> str | None:
     """Returns the name of the kind of model, None for a CLIP as far as these fields say."""
-    vision, text = model_config["vision_cfg"], model_config["text_cfg"]
-    timm_name = vision.get("timm_model_name") or ""
+    vision, text = (
+        part if isinstance(part, dict) else {} for part in map(model_config.get, ("vision_cfg", "text_cfg"))
+    )
+    timm_name = str(vision.get("timm_model_name") or "")
     if "multimodal_cfg" in model_config:
         return "a CoCa model (multimodal_cfg)"
     if "audio_cfg" in model_config:

@@ -6,19 +6,30 @@ clip/model.py:399-436@d05afc4, where heads are 64 wide and the activation is Qui
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
-from .tensor_files_clip_hf import most_common_dtype, read_tensors
+from .open_clip_checkpoint_clip_hf import OPEN_CLIP_CONFIG_FILE, OPEN_CLIP_WEIGHT_FILES
+from .tensor_files_clip_hf import most_common_dtype, read_content, tensors_of
+
+logger = logging.get_logger(__name__)
+
+# The numbers that an archive holds beside its weights; no other implementation writes them.
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")
 
 # What these keys begin with, and whose they are.
 FOREIGN_KEYS = {
     "text_decoder.": "a CoCa model of OpenCLIP",
     "audio.": "an audio model of OpenCLIP",
+    "audio_branch.": "an audio model, CLAP",
     "logit_bias": "a SigLIP model",
     "visual.trunk.": "a model of OpenCLIP with an image tower of timm, as EVA, ConvNeXt, MobileCLIP and NaFlex are",
+    "visual.blocks.": "a model with an image tower of timm's names, as EVA-CLIP is",
+    "visual.cls_token": "a model with an image tower of timm's names, as EVA-CLIP is",
     "text.transformer.embeddings": "a model of OpenCLIP with a text tower of transformers",
     "text.transformer.resblocks": "a model of OpenCLIP in its custom-text layout: open the folder with "
     "open_clip_config.json",
@@ -38,11 +49,29 @@ def read_openai_checkpoint(path: str | PathLike[str], trust_pickle: bool = False
     Raises:
         ValueError: the file is damaged, needs more than tensors, or is another model's.
     """
-    weights = read_tensors(path, trust_pickle)
+    content = read_content(path, trust_pickle)
+    weights = tensors_of(content, path)
     for beginning, whose in FOREIGN_KEYS.items():
-        if any(name.startswith(beginning) for name in weights):
+        if any(str(name).startswith(beginning) for name in (*content, *weights)):
             raise ValueError(f"{path} is {whose}, not a CLIP of OpenAI's")
+    if not weights.keys() >= set(OPENAI_NUMBERS):
+        _warn_of_assumptions(Path(path))
     return weights
+
+
+def _warn_of_assumptions(path: Path) -> None:
+    """Says what weights alone do not tell; raises ValueError where OpenCLIP's configuration would tell it."""
+    if path.name in OPEN_CLIP_WEIGHT_FILES or (path.parent / OPEN_CLIP_CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{path} is a file of OpenCLIP's, whose activation only {OPEN_CLIP_CONFIG_FILE} tells: open the folder "
+            "with both"
+        )
+    logger.warning_once(
+        f"{path} holds weights without the three numbers of OpenAI's archives ({', '.join(OPENAI_NUMBERS)}): "
+        "QuickGELU and heads of 64 channels, which OpenAI's models have, are ASSUMED. Weights that were trained with "
+        "OpenCLIP often need GELU: put those as open_clip_pytorch_model.bin beside an open_clip_config.json that says "
+        "so, and open the folder"
+    )
 
 
 def openai_architecture(weights: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -68,10 +97,10 @@ def openai_architecture(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         "vision_config": _vit(weights) if "visual.proj" in weights else _resnet(weights),
         "dtype": str(most_common_dtype(weights)).removeprefix("torch."),
     }
-    stated = {"input_resolution": config["vision_config"]["image_size"], "context_length": num_positions}
-    for name, expected in (stated | {"vocab_size": vocab_size}).items():
-        if name in weights and int(weights[name]) != expected:
-            raise ValueError(f"the file says {name} {int(weights[name])}, but its weights are made for {expected}")
+    found = (config["vision_config"]["image_size"], num_positions, vocab_size)
+    for name, expected in zip(OPENAI_NUMBERS, found, strict=True):
+        if name in weights and weights[name].tolist() != expected:
+            raise ValueError(f"the file says {name} {weights[name].tolist()}, but its weights are made for {expected}")
     return config
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a file, safetensors, pickle or TorchScript archive, and nothing else of it: no code is run.
+"""The tensors of files, safetensors, pickles or TorchScript archives, and nothing else of them: no code is run.
 
 A TorchScript archive, as OpenAI's released .pt files are, is a zip file: `data.pkl` describes the tree of modules as a
 pickle, `data/<key>` holds the bytes of one storage, `code/` holds programs that nobody needs for the weights. The
@@ -7,6 +7,7 @@ pickle is read with every name but those of tensors refused, and with every size
 
 import collections
 import io
+import json
 import mmap
 import pickle
 import pickletools
@@ -16,12 +17,19 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.utils import cached_file
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only", "subfolder")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# Under which entry the checkpoints of trainings hold their weights.
+WRAPPERS = ("state_dict", "model_state_dict", "model")
 
 # A released archive's pickle has less than one megabyte and modules at most seven deep.
 MAX_PICKLE_BYTES = 64 * 2**20
@@ -47,7 +55,7 @@ class TensorFileError(ValueError):
 
 
 # What readers of zip files, pickles and safetensors raise, sooner or later, on content that is not as it should be.
-_DAMAGE = (
+DAMAGE = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -64,8 +72,72 @@ _DAMAGE = (
 )
 
 
-def read_tensors(path: str | PathLike[str], trust_pickle: bool = False) -> dict[str, Any]:
-    """Returns the tensors of a file by their names, and what else of a pickled dictionary it holds.
+def find_file(source: str | PathLike[str], name: str, **hub_arguments: Any) -> str | None:
+    """Returns the path of a file of a folder or repository, downloaded if need be; None where there is none.
+
+    Args:
+        source: a folder or the name of a repository.
+        name: of the file.
+        hub_arguments: any of `HUB_ARGUMENTS`, as in `from_pretrained`; others are ignored.
+    """
+    arguments = {key: value for key, value in hub_arguments.items() if key in HUB_ARGUMENTS and value is not None}
+    return cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **arguments)
+
+
+def read_weights(
+    source: str | PathLike[str],
+    names: tuple[str, ...] = WEIGHT_FILES,
+    trust_pickle: bool = False,
+    **hub_arguments: Any,
+) -> dict[str, Tensor]:
+    """Returns the weights of a folder or repository, in one file or in several with an index.
+
+    Args:
+        source: a folder or the name of a repository.
+        names: what the file may be called; the first that is there is read.
+        trust_pickle: see `read_tensors`.
+        hub_arguments: see `find_file`.
+
+    Raises:
+        TensorFileError: a file is damaged, or the files do not belong together.
+        FileNotFoundError: there are none.
+    """
+    for name in names:
+        path = find_file(source, name, **hub_arguments)
+        if path is not None:
+            return read_tensors(path, trust_pickle)
+        path = find_file(source, f"{name}.index.json", **hub_arguments)
+        if path is not None:
+            return _read_shards(source, path, trust_pickle, hub_arguments)
+    raise FileNotFoundError(f"{source} has none of {', '.join(names)}, in one file or in several with an index")
+
+
+def _read_shards(
+    source: str | PathLike[str], index: str, trust_pickle: bool, hub_arguments: dict[str, Any]
+) -> dict[str, Tensor]:
+    try:
+        file_of_tensor = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(file_of_tensor.values()))
+        if any(Path(file).name != file for file in files):
+            raise ValueError("it names files in other folders")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TensorFileError(f"{index} is no index of weights ({type(error).__name__}: {error})") from error
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        path = find_file(source, file, **hub_arguments)
+        if path is None:
+            raise TensorFileError(f"{index} names {file}, which is not there")
+        shard = read_tensors(path, trust_pickle)
+        if any(file_of_tensor.get(name) != file for name in shard):
+            raise TensorFileError(
+                f"{path} holds tensors that {index} does not place there: these files do not belong together"
+            )
+        weights |= shard
+    return weights
+
+
+def read_tensors(path: str | PathLike[str], trust_pickle: bool = False) -> dict[str, Tensor]:
+    """Returns the tensors of a file by their names; of the checkpoint of a training those of the model.
 
     Args:
         path: a safetensors file, a TorchScript archive, whose code is not run, or a pickle that `torch.save` wrote.
@@ -75,13 +147,42 @@ def read_tensors(path: str | PathLike[str], trust_pickle: bool = False) -> dict[
         TensorFileError: the file is damaged, needs more than tensors, or holds no dictionary of them.
         FileNotFoundError: there is no such file.
     """
+    return tensors_of(read_content(path, trust_pickle), path)
+
+
+def tensors_of(content: Mapping[Any, Any], path: str | PathLike[str]) -> dict[str, Tensor]:
+    """Returns the tensors of what `read_content` returned, without what wraps them: see `WRAPPERS`.
+
+    Args:
+        content: of a file.
+        path: the file's.
+
+    Raises:
+        TensorFileError: there is more than names and tensors.
+    """
+    wrapped = [name for name in WRAPPERS if isinstance(content.get(name), Mapping)]
+    content = content[wrapped[0]] if wrapped else content
+    for name, value in content.items():
+        if not (isinstance(name, str) and isinstance(value, Tensor)):
+            raise TensorFileError(
+                f"{path} holds a {type(value).__name__} under the name {name!r:.80}, but a state dict has names and "
+                "tensors alone: save the model's state dict in a file of its own"
+            )
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def read_content(path: str | PathLike[str], trust_pickle: bool = False) -> dict[Any, Any]:
+    """Returns what a file holds: the tensors by their names, and whatever else a pickled dictionary has.
+
+    The arguments and errors are those of `read_tensors`.
+    """
     with open(path, "rb") as file:
         beginning = file.read(16)
     try:
         return _read(path, beginning, trust_pickle)
     except TensorFileError as error:
         raise TensorFileError(f"{path} {error}") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = str(error).partition("\n")[0]
         raise TensorFileError(f"{path} is damaged or no checkpoint ({type(error).__name__}: {reason:.200})") from error
 

@@ -29,6 +29,7 @@ from .bpe_clip_hf import (
     read_merges,
     read_vocabulary,
 )
+from .open_clip_checkpoint_clip_hf import read_open_clip_config
 from .text_preparation_clip_hf import prepare_text
 
 logger = logging.get_logger(__name__)
@@ -109,9 +110,17 @@ class ClipHfTokenizer(TokenizersBackend):
                 raise ValueError(f"{name} is {kwargs[name]!s}, but CLIP's is {token}: leave the argument out")
 
         self.clean = clean
-        self._tokenizer = build_backend(models.BPE(vocab, merges, end_of_word_suffix=END_OF_WORD), clean)
+        self._tokenizer = build_backend(vocab, merges, clean)
         super().__init__(clean=clean, model_max_length=model_max_length, **kwargs)
         self._check_padding_side(None)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, **kwargs: Any) -> Self:
+        """Returns the tokenizer of a folder or repository, or raises ValueError that says which has a broken file."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (AttributeError, LookupError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{pretrained_model_name_or_path} has no CLIP tokenizer ({error!r:.200})") from error
 
     @classmethod
     def from_openai_bpe(
@@ -219,17 +228,15 @@ class ClipHfTokenizer(TokenizersBackend):
         Whatever the folder's tokenizer.json says beside vocabulary and merges is left out: `build_backend` knows
         better than transformers' files, whose normalizer for instance changes some of OpenAI's ids.
         """
-        settings = super().convert_to_native_format(**kwargs)
-        settings = {name: value for name, value in settings.items() if name not in NOT_SETTINGS}
+        found = super().convert_to_native_format(**kwargs)
+        settings = {name: value for name, value in found.items() if name not in NOT_SETTINGS}
         pad_token = settings.pop("pad_token", None)
         if pad_token is not None and str(pad_token) != END_OF_TEXT:
             logger.warning(f"The pad token becomes {END_OF_TEXT} instead of {pad_token!s}; the model reads neither")
-
         if settings.get("model_max_length", 0) > LARGE_INTEGER:  # transformers' way to write "unknown"
             del settings["model_max_length"]
-        open_clip_config_file = settings.pop("open_clip_config_file", None)
-        if open_clip_config_file is not None:
-            text_config = json.loads(Path(open_clip_config_file).read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+        if (open_clip_config_file := settings.pop("open_clip_config_file", None)) is not None:
+            text_config = read_open_clip_config(Path(open_clip_config_file).parent)["model_cfg"]["text_cfg"]
             context_length = text_config.get("context_length", DEFAULT_CONTEXT_LENGTH)
             settings["model_max_length"] = min(settings.get("model_max_length", context_length), context_length)
         return settings
