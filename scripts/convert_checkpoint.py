@@ -6,6 +6,7 @@ Examples:
 """
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import torch
 from clip_hf.conversion.checking import Files, compare
 from clip_hf.conversion.layouts import LAYOUTS
 from clip_hf.conversion.reading import read_checkpoint, round_weights
-from clip_hf.conversion.writing import MAX_SHARD_SIZE, is_openai_vocabulary, new_target, write_checkpoint
+from clip_hf.conversion.writing import MAX_SHARD_SIZE, new_target, tokenizer_notes, write_checkpoint
+from clip_hf.model_card.origins import record_conversion
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -32,7 +34,7 @@ def parse_arguments(args: list[str] | None) -> argparse.Namespace:
         "--tokenizer",
         help="folder, repository, or OpenAI's bpe_simple_vocab_16e6.txt.gz (default: the source's, if it has one)",
     )
-    parser.add_argument("--max_shard_size", default=MAX_SHARD_SIZE, help="largest file of weights (default: 5GB)")
+    parser.add_argument("--max_shard_size", help=f"largest file of weights (default: {MAX_SHARD_SIZE})")
     parser.add_argument(
         "--trust_pickle", action="store_true", help="read pickles that need more than tensors: they may run any code"
     )
@@ -53,20 +55,18 @@ def main(args: list[str] | None = None) -> None:
             checkpoint.weights.clear()  # the comparison opens two models, one after the other
             source = Files(arguments.source, checkpoint.layout, arguments.trust_pickle)
             comparison = compare(source, Files(str(path), arguments.to), checkpoint.config, dtype)
+            dtype_name = str(checkpoint.config.dtype).removeprefix("torch.")
+            if arguments.to == "clip_hf":
+                record_conversion(path, arguments.source, checkpoint.layout, dtype_name, str(comparison))
     except (ValueError, OSError) as error:
         sys.exit(f"not converted: {error}")
-    dtype_name = str(checkpoint.config.dtype).removeprefix("torch.")
     print(f"source     {arguments.source} ({checkpoint.layout})")
     print(f"target     {arguments.target} ({arguments.to}), {num_values:,} values, {dtype_name}")
     print(f"features   {comparison}")
-    if arguments.to == "openai":
-        is_theirs = checkpoint.tokenizer is None or is_openai_vocabulary(checkpoint.tokenizer)
-        print("tokenizer  OpenAI's code brings its own; so it does for the preprocessing")
-        if not is_theirs:
-            print("           its vocabulary gives other ids than this model's: keep the source's tokenizer")
-    elif checkpoint.tokenizer is None:
-        print("tokenizer  none: the source has none. Give one with --tokenizer (OpenAI's, for the released models)")
+    for index, note in enumerate(tokenizer_notes(checkpoint.tokenizer, arguments.to)):
+        print(f"{'' if index else 'tokenizer':11}{note}")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which leaves nothing half-written
     main()

@@ -51,6 +51,12 @@ def test_without_an_original_it_says_so(paths):
     assert str(comparison) == "not checked against the original: it is not installed" == str(Comparison(None))
 
 
+def test_where_there_is_no_original_it_says_so(paths):
+    config = read_checkpoint(str(paths["clip_hf"])).config
+    comparison = compare(files(paths, "clip_hf"), files(paths, "clip_hf"), config)
+    assert str(comparison) == "not checked against the original: both are this package's own"
+
+
 @pytest.mark.parametrize(
     "name",
     ["text_model.encoder.layers.1.mlp.fc2.bias", "vision_model.post_layernorm.weight", "visual_projection.weight"],

@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from clip_hf.conversion.reading import Checkpoint
 from clip_hf.conversion.writing import write_checkpoint
 from tests.conversion.test_layouts import random_bits
 from tests.conversion.tiny_checkpoints import write_all_layouts
-from tests.open_clip_folders import small_tokenizer
+from tests.open_clip_folders import plain_weights, small_tokenizer
 from tests.openai_weights import openai_weights
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_checkpoint.py"
@@ -55,6 +57,36 @@ def test_source_without_a_tokenizer_says_what_to_do(main, paths, tmp_path, capsy
     assert "features   differ by at most" in printed
 
 
+def test_to_transformers_says_that_its_tokenizer_does_not_clean(main, paths, tmp_path, capsys):
+    main([str(paths["open_clip"]), str(tmp_path / "clip"), "--to", "transformers"])
+    assert "tokenizer  CLIPTokenizer does not clean texts" in capsys.readouterr().out
+
+
+def test_between_two_of_our_own_there_is_no_original(main, paths, tmp_path, capsys):
+    main([str(paths["clip_hf"]), str(tmp_path / "clip"), "--to", "clip_hf"])
+    assert "not checked against the original: both are this package's own" in capsys.readouterr().out
+
+
+def test_weights_without_openais_numbers_are_assumed_to_be_openais_aloud(paths, tmp_path):
+    torch.save(plain_weights("vit"), tmp_path / "plain.pt")
+    command = [sys.executable, SCRIPT, tmp_path / "plain.pt", tmp_path / "clip", "--to", "clip_hf"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    assert result.stderr.count("QuickGELU and heads of 64 channels") == 1
+
+
+def test_terminated_it_leaves_nothing(paths, tmp_path):
+    """The tokenizer is a pipe that nobody writes to: reading it lasts until the signal."""
+    os.mkfifo(tmp_path / "vocabulary.gz")
+    command = [sys.executable, SCRIPT, paths["openai"], tmp_path / "new" / "clip", "--to", "clip_hf", "--tokenizer"]
+    process = subprocess.Popen(list(map(str, [*command, tmp_path / "vocabulary.gz"])))
+    while not list(tmp_path.glob("new/.clip.*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=60) == 143
+    assert os.listdir(tmp_path) == ["vocabulary.gz"]
+
+
 def test_to_openai_says_that_tokenizer_and_preprocessing_are_the_codes(main, paths, tmp_path, capsys):
     main([str(paths["transformers"]), str(tmp_path / "clip.pt"), "--to", "openai"])
     assert "OpenAI's code brings its own" in capsys.readouterr().out
@@ -77,12 +109,19 @@ def test_dtype(main, paths, tmp_path, dtype, capsys):
     assert weights["logit_scale"].dtype == torch.float32
     assert json.loads((tmp_path / "clip" / "config.json").read_text())["dtype"] == dtype
     assert ClipHfModel.from_pretrained(tmp_path / "clip").dtype == getattr(torch, dtype)
+    facts = json.loads((tmp_path / "clip" / "card.json").read_text())["conversion"]
+    assert facts["dtype"] == dtype and facts["source"].endswith("(transformers)")
+    assert facts["features"].startswith("differ by at most")
 
 
 def test_max_shard_size(main, paths, tmp_path):
     main([str(paths["open_clip"]), str(tmp_path / "clip"), "--to", "clip_hf", "--max_shard_size", "300KB"])
     assert len(list((tmp_path / "clip").glob("model-*-of-*.safetensors"))) > 1
     assert (tmp_path / "clip" / "model.safetensors.index.json").is_file()
+    with pytest.raises(
+        SystemExit, match="max_shard_size is 300KB, but open_clip's weights are one file: leave it out"
+    ):
+        main([str(paths["clip_hf"]), str(tmp_path / "x"), "--to", "open_clip", "--max_shard_size", "300KB"])
 
 
 def test_trust_pickle(main, tmp_path, capsys):
@@ -106,7 +145,7 @@ class Tensorlike(torch.nn.Parameter):
 REFUSED = {
     "ResNet to transformers": ("resnet", "transformers", "its CLIPModel has no ResNet"),
     "truncated": ("truncated", "transformers", "is damaged"),
-    "missing": ("missing", "clip_hf", "missing"),
+    "missing": ("missing", "clip_hf", "missing is not there"),
 }
 
 
@@ -119,7 +158,7 @@ def test_refused_sources_leave_nothing(main, case, tmp_path, tmp_path_factory):
     if source == "missing":
         path = path.parent / "missing"
     with pytest.raises(SystemExit, match=f"not converted: .*{message}") as end:
-        main([str(path), str(tmp_path / "target"), "--to", layout])
+        main([str(path), str(tmp_path / "new" / "folder" / "target"), "--to", layout])
     assert isinstance(end.value.code, str)  # which Python prints and turns into the status 1
     assert list(tmp_path.iterdir()) == []
 

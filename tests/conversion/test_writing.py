@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor
 
 from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfTokenizer
 from clip_hf.conversion.reading import Checkpoint, read_checkpoint
-from clip_hf.conversion.writing import is_openai_vocabulary, new_target, write_checkpoint
+from clip_hf.conversion.writing import is_openai_vocabulary, new_target, tokenizer_notes, write_checkpoint
 from clip_hf.model.architectures_clip_hf import ARCHITECTURES
 from clip_hf.model.open_clip_checkpoint_clip_hf import read_open_clip_config
 from clip_hf.model.tensor_files_clip_hf import read_tensors
@@ -157,6 +157,43 @@ def test_openais_vocabulary_is_known(test_data, tmp_path):
     assert "hf_tokenizer_name" not in read_open_clip_config(tmp_path / "open_clip")["model_cfg"]["text_cfg"]
 
 
+@pytest.mark.parametrize("layout", ["clip_hf", "transformers", "open_clip"])
+@pytest.mark.parametrize("clean", [True, False])
+def test_cleaning_survives_every_layout(layout, clean, tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, "vit")
+    vocab = json.loads(checkpoint.tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in vocab["merges"]]
+    checkpoint.tokenizer = ClipHfTokenizer(vocab["vocab"], merges, clean=clean, model_max_length=16)
+    write_checkpoint(checkpoint, tmp_path / layout, layout)
+    again = read_checkpoint(str(tmp_path / layout)).tokenizer
+    assert again.clean is clean
+    assert again("a &amp; b")["input_ids"] == checkpoint.tokenizer("a &amp; b")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "clean", "notes"),
+    [
+        ("clip_hf", True, []),
+        ("clip_hf", False, []),
+        ("transformers", True, ["CLIPTokenizer does not clean"]),
+        ("transformers", False, []),
+        ("open_clip", True, []),
+        ("open_clip", False, ["open_clip's code cleans"]),
+        ("openai", True, ["brings its own", "gives other ids"]),
+        ("openai", False, ["brings its own", "gives other ids", "openai's code cleans"]),
+        ("open_clip", None, ["the source has none"]),
+        ("openai", None, ["brings its own"]),
+    ],
+)
+def test_what_a_layouts_tokenizer_does_otherwise_is_said(layout, clean, notes):
+    tokenizer = None if clean is None else small_tokenizer()
+    if tokenizer is not None:
+        tokenizer.clean = clean
+    found = tokenizer_notes(tokenizer, layout)
+    assert len(found) == len(notes)
+    assert all(expected in note for expected, note in zip(notes, found, strict=True))
+
+
 def test_without_a_tokenizer_the_rest_is_written(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path, "vit")
     checkpoint.tokenizer = None
@@ -178,8 +215,8 @@ def test_target_that_exists_is_left_alone(tmp_path):
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_failure_leaves_nothing(kind, tmp_path):
     def fail():
-        with new_target(tmp_path / "deep" / "target") as path:
-            assert not (tmp_path / "deep" / "target").exists()
+        with new_target(tmp_path / "deep" / "deeper" / "target") as path:
+            assert not (tmp_path / "deep" / "deeper" / "target").exists()
             if kind == "folder":
                 path.mkdir()
             (path / "weights" if kind == "folder" else path).write_text("half of it")
@@ -187,14 +224,18 @@ def test_failure_leaves_nothing(kind, tmp_path):
 
     with pytest.raises(OSError, match="no space left"):
         fail()
-    assert os.listdir(tmp_path / "deep") == []
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "deep").mkdir()
+    with pytest.raises(OSError, match="no space left"):
+        fail()
+    assert os.listdir(tmp_path) == ["deep"]
 
 
 def test_success_leaves_the_target_alone_in_its_folder(tmp_path):
-    with new_target(tmp_path / "target.pt") as path:
+    with new_target(tmp_path / "new" / "target.pt") as path:
         path.write_text("all of it")
-    assert os.listdir(tmp_path) == ["target.pt"]
-    assert (tmp_path / "target.pt").read_text() == "all of it"
+    assert os.listdir(tmp_path / "new") == ["target.pt"]
+    assert (tmp_path / "new" / "target.pt").read_text() == "all of it"
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -46,17 +46,23 @@ def new_target(target: Path) -> Iterator[Path]:
     """
     if target.exists():
         raise ValueError(f"{target} exists already: name another target, or delete it")
+    new_parents = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        path = Path(folder) / target.name
-        yield path
-        if target.exists():
-            raise ValueError(f"{target} was made by someone else meanwhile: it is left as it is")
-        os.replace(path, target)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+            path = Path(folder) / target.name
+            yield path
+            if target.exists():
+                raise ValueError(f"{target} was made by someone else meanwhile: it is left as it is")
+            os.replace(path, target)
+    finally:
+        with suppress(OSError):  # of those that are not empty
+            for parent in new_parents:
+                parent.rmdir()
 
 
 def write_checkpoint(
-    checkpoint: Checkpoint, target: Path, layout: Layout, max_shard_size: int | str = MAX_SHARD_SIZE
+    checkpoint: Checkpoint, target: Path, layout: Layout, max_shard_size: int | str | None = None
 ) -> None:
     """Writes a checkpoint.
 
@@ -64,18 +70,23 @@ def write_checkpoint(
         checkpoint: what to write.
         target: a folder, or for OpenAI's layout a .pt file.
         layout: whose files to write.
-        max_shard_size: of one file of weights, in bytes or as "5GB"; OpenCLIP's and OpenAI's are always one file.
+        max_shard_size: of one file of weights, in bytes or as "5GB", which is the default; OpenCLIP's and OpenAI's
+            are always one file.
 
     Raises:
-        ValueError: the layout cannot express the model; nothing is written then.
+        ValueError: the layout cannot express the model, or not in several files; nothing is written then.
     """
-    write: dict[Layout, Callable[[Checkpoint, Path, int | str], None]] = {
-        "clip_hf": _write_clip_hf,
-        "transformers": _write_transformers,
+    in_one_file: dict[Layout, Callable[[Checkpoint, Path], None]] = {
         "open_clip": _write_open_clip,
         "openai": _write_openai,
     }
-    write[layout](checkpoint, target, max_shard_size)
+    if layout not in in_one_file:
+        write = _write_clip_hf if layout == "clip_hf" else _write_transformers
+        write(checkpoint, target, max_shard_size or MAX_SHARD_SIZE)
+    elif max_shard_size is not None:
+        raise ValueError(f"max_shard_size is {max_shard_size}, but {layout}'s weights are one file: leave it out")
+    else:
+        in_one_file[layout](checkpoint, target)
 
 
 def _write_clip_hf(checkpoint: Checkpoint, folder: Path, max_shard_size: int | str) -> None:
@@ -111,7 +122,7 @@ def _write_transformers(checkpoint: Checkpoint, folder: Path, max_shard_size: in
     _write_clip_tokenizer(checkpoint.tokenizer, folder)
 
 
-def _write_open_clip(checkpoint: Checkpoint, folder: Path, max_shard_size: int | str) -> None:
+def _write_open_clip(checkpoint: Checkpoint, folder: Path) -> None:
     content = to_open_clip_config(checkpoint.config, checkpoint.image_processor)
     if checkpoint.tokenizer is not None and not is_openai_vocabulary(checkpoint.tokenizer):
         # OpenCLIP then looks into the folder; in a repository it wants the repository's own name here.
@@ -123,7 +134,7 @@ def _write_open_clip(checkpoint: Checkpoint, folder: Path, max_shard_size: int |
     _write_clip_tokenizer(checkpoint.tokenizer, folder)
 
 
-def _write_openai(checkpoint: Checkpoint, path: Path, max_shard_size: int | str) -> None:
+def _write_openai(checkpoint: Checkpoint, path: Path) -> None:
     """Writes a TorchScript archive: OpenAI's `clip.load` opens no other files (clip/clip.py:128-141@d05afc4)."""
     config = checkpoint.config
     require_openai_architecture(config, checkpoint.image_processor)
@@ -159,7 +170,33 @@ def _write_clip_tokenizer(tokenizer: ClipHfTokenizer | None, folder: Path) -> No
     if tokenizer is None:
         return
     vocab, merges = _vocabulary(tokenizer)
-    CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=tokenizer.model_max_length).save_pretrained(folder)
+    CLIPTokenizer(
+        vocab=vocab,
+        merges=merges,
+        model_max_length=tokenizer.model_max_length,
+        clean=tokenizer.clean,  # which ours reads again, and nobody else
+    ).save_pretrained(folder)
+
+
+def tokenizer_notes(tokenizer: ClipHfTokenizer | None, layout: Layout) -> list[str]:
+    """Returns what to tell the user of the tokenizer that goes, or does not go, with a converted checkpoint.
+
+    Args:
+        tokenizer: the source's.
+        layout: whose files were written.
+    """
+    notes = []
+    if layout == "openai":
+        notes.append("OpenAI's code brings its own; so it does for the preprocessing")
+        if tokenizer is not None and not is_openai_vocabulary(tokenizer):
+            notes.append("its vocabulary gives other ids than this model's: keep the source's tokenizer")
+    elif tokenizer is None:
+        notes.append("none: the source has none. Give one with --tokenizer (OpenAI's, for the released models)")
+    if tokenizer is not None and layout == "transformers" and tokenizer.clean:
+        notes.append("CLIPTokenizer does not clean texts: those with HTML such as '&amp;' get other ids there")
+    if tokenizer is not None and layout in ("open_clip", "openai") and not tokenizer.clean:
+        notes.append(f"{layout}'s code cleans texts, this tokenizer does not: those with '&amp;' get other ids there")
+    return notes
 
 
 def is_openai_vocabulary(tokenizer: ClipHfTokenizer) -> bool:
