@@ -26,16 +26,19 @@ def main(args: list[str] | None = None) -> None:
         parser.error(f"{', '.join(unknown)}: there are {', '.join(RELEASED)}")
 
     failures = []
-    print("| model | parameters | file | features of the converted model |\n|---|---|---|---|", flush=True)
+    print("| model | parameters | file | features of the converted model | the file itself |\n|---|---|---|---|---|")
     for name in arguments.names or RELEASED:
         try:
             found = verify_released(RELEASED[name], arguments.download_dir)
-        except (ValueError, OSError) as error:
-            failures.append(f"{name}: {error}")
+        except Exception as error:  # of originals and downloads, anything
+            failures.append(f"{name}: {type(error).__name__}: {error}")
             continue
         for place, comparison in found.comparisons.items():
+            differences = found.differences.get(place, [])
+            failures += [f"{name}: {place} differs: {difference}" for difference in differences]
+            verdict = f"differs: {'; '.join(differences)}" if differences else "as OpenAI's"
             place = Path(place).name if place.endswith(".pt") else place
-            print(f"| {name} | {found.num_parameters:,} | {place} | {comparison} |", flush=True)
+            print(f"| {name} | {found.num_parameters:,} | {place} | {comparison} | {verdict} |", flush=True)
     if failures:
         sys.exit("\n".join(["failed:", *failures]))
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from clip_hf.conversion.reading import read_checkpoint
 from clip_hf.conversion.released import RELEASED, Released, download_released, verify_released
+from clip_hf.conversion.writing import write_checkpoint
 from clip_hf.model.architectures_clip_hf import ARCHITECTURES
 from tests.conversion.tiny_checkpoints import write_all_layouts
 
@@ -72,6 +74,7 @@ def test_conversion_is_compared_with_every_copy(released, tmp_path):
     with_transformers = found.comparisons[released.copies[0]]
     assert with_transformers.original.startswith("transformers ")
     assert with_transformers.difference < 1e-5
+    assert found.differences == {copy: ["tokenizer"] for copy in released.copies}  # which is the tests' own
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["Tiny.pt"]
 
 
@@ -82,17 +85,38 @@ def test_copy_with_other_weights_fails(released, tmp_path, tmp_path_factory):
         verify_released(Released(released.url, (str(copy),)), tmp_path / "cache")
 
 
+def test_copy_is_compared_part_by_part(released, tmp_path):
+    checkpoint = read_checkpoint(released.copies[0])
+    checkpoint.tokenizer = None
+    checkpoint.weights = {name: tensor.float() for name, tensor in checkpoint.weights.items()}
+    write_checkpoint(checkpoint, tmp_path / "same", "transformers")
+    name = "text_model.final_layer_norm.bias"
+    checkpoint.weights[name] = checkpoint.weights[name] + 1e-7
+    checkpoint.image_processor.resample = 2
+    write_checkpoint(checkpoint, tmp_path / "changed", "transformers")
+    same, changed = str(tmp_path / "same"), str(tmp_path / "changed")
+    found = verify_released(Released(released.url, (same, changed)), tmp_path / "cache").differences
+    assert found == {same: [], changed: [f"1 of 62 weights, {name} the first of them", "preprocessing"]}
+
+
 def test_script_prints_the_table_and_fails_at_the_end(released, tmp_path, monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("verify_released", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     missing = Released((tmp_path / ("0" * 64) / "no.pt").as_uri(), ())
-    monkeypatch.setattr(module, "RELEASED", {"missing": missing, "tiny": released})
-    with pytest.raises(SystemExit, match=r"failed:\nmissing: .*no\.pt could not be downloaded"):
+    monkeypatch.setattr(module, "RELEASED", {"missing": missing, "broken": None, "tiny": released})
+    message = (
+        r"failed:\nmissing: .*no\.pt could not be downloaded.*\nbroken: AttributeError: .*\ntiny: .* differs: tok"
+    )
+    with pytest.raises(SystemExit, match=message):
         module.main(["--download_dir", str(tmp_path / "cache")])
     printed = capsys.readouterr().out
     assert re.search(r"^\| tiny \| 252,801 \| Tiny\.pt \| ", printed, re.MULTILINE)
-    assert re.search(rf"^\| tiny .*{released.copies[0]} \| differ by at most .* transformers", printed, re.MULTILINE)
+    assert re.search(
+        rf"^\| tiny .*{released.copies[0]} \| differ by at most .* transformers.* \| differs: tokenizer \|$",
+        printed,
+        re.MULTILINE,
+    )
     with pytest.raises(SystemExit):
         module.main(["ViT-B/33"])
-    assert "ViT-B/33: there are missing, tiny" in capsys.readouterr().err
+    assert "ViT-B/33: there are missing, broken, tiny" in capsys.readouterr().err

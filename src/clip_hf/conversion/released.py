@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from clip_hf.conversion.checking import Comparison, Files, compare
-from clip_hf.conversion.reading import find_layout, read_checkpoint
-from clip_hf.conversion.writing import write_checkpoint
+from clip_hf.conversion.reading import Checkpoint, read_checkpoint
+from clip_hf.conversion.writing import is_openai_vocabulary, write_checkpoint
 from clip_hf.model.modeling_clip_hf import ClipHfModel
 
 _OPENAI = "https://openaipublic.azureedge.net/clip/models"
@@ -105,33 +105,60 @@ class Verification:
     Args:
         num_parameters: of the model.
         comparisons: of our conversion of OpenAI's file with each original, by the file that the original read.
+        differences: what in a copy, as this package reads it, is not as in OpenAI's file, by the copy.
     """
 
     num_parameters: int
     comparisons: dict[str, Comparison]
+    differences: dict[str, list[str]]
 
 
 def verify_released(released: Released, folder: Path) -> Verification:
     """Returns what was found of a released checkpoint.
 
     OpenAI's file is converted to this package's layout, and the result compared with what OpenCLIP computes from the
-    file, and with what the implementations of the copies compute from the copies.
+    file, and with what the implementations of the copies compute from the copies. Each copy is also read by this
+    package, and its weights, preprocessing and tokenizer compared with those of the file.
 
     Args:
         released: which one.
         folder: where to keep what is downloaded.
 
     Raises:
-        ValueError: a digest or a comparison fails.
+        ValueError: a digest or a comparison of features fails.
     """
     path = download_released(released, folder)
     checkpoint = read_checkpoint(str(path))
     with torch.device("meta"):
         num_parameters = ClipHfModel(checkpoint.config).num_parameters()
+    sources, differences = [Files(str(path), "openai")], {}
     with tempfile.TemporaryDirectory(dir=folder) as converted:
         write_checkpoint(checkpoint, Path(converted) / "clip_hf", "clip_hf")
         target = Files(str(Path(converted) / "clip_hf"), "clip_hf")
-        sources = [Files(str(path), "openai"), *(Files(copy, find_layout(copy)) for copy in released.copies)]
-        checkpoint.weights.clear()  # a comparison opens two models, one after the other
+        for place in released.copies:
+            copy = read_checkpoint(place)
+            sources.append(Files(place, copy.layout))
+            differences[place] = _differences(checkpoint, copy)
+            del copy  # a comparison opens two models, one after the other
+        checkpoint.weights.clear()
         comparisons = {source.place: compare(source, target, checkpoint.config) for source in sources}
-    return Verification(num_parameters, comparisons)
+    return Verification(num_parameters, comparisons, differences)
+
+
+def _differences(released: Checkpoint, copy: Checkpoint) -> list[str]:
+    """Returns what in a copy is not OpenAI's: weights, whose types may differ, preprocessing, tokenizer."""
+    differences = []
+    tensors = [(name, tensor, copy.weights.get(name)) for name, tensor in released.weights.items()]
+    changed = [name for name, one, other in tensors if other is None or not one.float().equal(other.float())]
+    if changed:
+        differences.append(f"{len(changed)} of {len(tensors)} weights, {changed[0]} the first of them")
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 300, 400), dtype=torch.uint8, generator=generator)
+    pixels = [
+        checkpoint.image_processor(image, return_tensors="pt")["pixel_values"] for checkpoint in (released, copy)
+    ]
+    if not torch.equal(*pixels):
+        differences.append("preprocessing")
+    if copy.tokenizer is not None and not is_openai_vocabulary(copy.tokenizer):
+        differences.append("tokenizer")
+    return differences
