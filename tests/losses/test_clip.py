@@ -60,9 +60,9 @@ def test_half_precision_embeddings_are_compared_in_float32(tile_size):
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("tile_size", [0, -4])
+@pytest.mark.parametrize("tile_size", [0, -4, 2.5])
 def test_tile_size_is_checked(tile_size):
-    with pytest.raises(ValueError, match=f"tile_size must be None or at least 1, got {tile_size}"):
+    with pytest.raises(ValueError, match=f"tile_size must be None or a whole number of at least 1, got {tile_size}"):
         clip_loss(*_global_batch(), tile_size)
 
 

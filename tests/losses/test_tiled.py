@@ -77,9 +77,61 @@ def test_identical_rows():
     torch.testing.assert_close(image_log_sums, torch.full((11,), 100 + math.log(11), dtype=torch.float64))
 
 
-def test_float32_is_as_exact_as_the_plain_reduction():
+class _CountExponentials(TorchDispatchMode):
+    """Counts the exponentials of whole tiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("exp", "exp_") and args[0].ndim == 2:
+            self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("scale", "forward", "backward"),
+    [(14.0, 4, 4), (100.0, 4, 4), (1000.0, 12, 8)],  # of four tiles; too far apart, the first try comes on top
+)
+def test_one_exponential_serves_images_and_texts_unless_they_are_far_apart(scale, forward, backward):
+    inputs = _inputs(40, 40, scale, width=64)
+    if scale == 1000:
+        with torch.no_grad():
+            inputs[1][:] = -inputs[0]  # each pair is as far apart as can be
+    with _CountExponentials() as counter:
+        loss = _weighted_sum(reduce_logits_in_tiles(*inputs, 0, 20))
+        assert counter.number == forward
+        torch.autograd.grad(loss, inputs)
+    assert counter.number == forward + backward
+    _assert_equal_reductions(inputs, 0, 20)
+
+
+@pytest.mark.parametrize("reduction", [reduce_logits, lambda *inputs: reduce_logits_in_tiles(*inputs, 0, 8)])
+def test_products_are_float32_where_less_is_allowed(reduction):
+    class Watch(TorchDispatchMode):
+        precisions: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_"):
+                self.precisions.append(torch.backends.cuda.matmul.fp32_precision)
+            return func(*args, **(kwargs or {}))
+
+    before, torch.backends.cuda.matmul.fp32_precision = torch.backends.cuda.matmul.fp32_precision, "tf32"
+    try:
+        with Watch() as watch:
+            inputs = _inputs(20, 20, 100.0, dtype=torch.float32)
+            torch.autograd.grad(_weighted_sum(reduction(*inputs)), inputs)
+        assert len(watch.precisions) >= 3 and set(watch.precisions) == {"ieee"}
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("scale", [14.0, 100.0, 400.0])
+def test_float32_is_as_exact_as_the_plain_reduction(scale):
     def errors(reduction, *arguments):
-        exact = _inputs(300, 300, 100.0, width=64)
+        exact = _inputs(300, 300, scale, width=64)
         inputs = [tensor.detach().float().requires_grad_() for tensor in exact]
         actual = torch.autograd.grad(_weighted_sum(reduction(*inputs, *arguments)), inputs)
         expected = torch.autograd.grad(_weighted_sum(reduce_logits(*exact)), exact)

@@ -111,5 +111,5 @@ def test_shapes_are_checked(image_shape, text_shape, message):
 
 
 def test_scale_must_be_one_number():
-    with pytest.raises(ValueError, match=r"scale must hold 1 number.*\(2,\)"):
+    with pytest.raises(ValueError, match=r"scale must be a tensor of 1 number.*\(2,\)"):
         contrastive_loss(torch.ones(4, 8), torch.ones(4, 8), torch.ones(2))

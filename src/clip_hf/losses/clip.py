@@ -42,8 +42,8 @@ def clip_loss(
         ValueError: on every rank, if the ranks differ in B, D or `tile_size`, or not all have groups; `tile_size` is
             not positive; the shapes are not those above.
     """
-    if tile_size is not None and tile_size < 1:
-        raise ValueError(f"tile_size must be None or at least 1, got {tile_size}")
+    if tile_size is not None and not (isinstance(tile_size, int) and tile_size >= 1):
+        raise ValueError(f"tile_size must be None or a whole number of at least 1, got {tile_size!r}")
     if groups is not None and groups.shape != image_embeds.shape[:1]:
         raise ValueError(f"groups must hold a number for each of {len(image_embeds)} pairs, got {tuple(groups.shape)}")
     _require_equal_ranks(image_embeds, text_embeds, tile_size, groups)

@@ -8,13 +8,18 @@ Shapes: B images, N texts, D the width of the joint embedding space.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from clip_hf.model.contrastive_loss_clip_hf import EXCLUDED, are_twins
+from clip_hf.model.contrastive_loss_clip_hf import EXCLUDED, are_twins, whole_float32
+
+LEAST_SUM = 1e-30
+"""Of exponentials in a tile: below, too many of them may be zero in float32, whose least number is about 1e-38."""
+LARGEST_DISTANCE = 60.0
+"""Of maxima: what is lost where exp(-87), the least in float32, stands for zero is below exp(-27) of a weight."""
 
 
 def reduce_logits_in_tiles(
@@ -56,15 +61,16 @@ class _TiledReduction(torch.autograd.Function):
         matching = image_embeds.new_empty(len(image_embeds))
         image_maxima, text_maxima = (part.new_full((len(part),), -torch.inf) for part in (image_embeds, text_embeds))
         image_sums, text_sums = torch.zeros_like(image_maxima), torch.zeros_like(text_maxima)
-        for rows in _slices(len(image_embeds), tile_size):
-            scaled_images = scale * image_embeds[rows]
-            for columns in _slices(len(text_embeds), tile_size):
-                logits = scaled_images @ text_embeds[columns].T
-                _fill_twins(logits, EXCLUDED, groups, rows, columns, first_match)
-                _add_exponentials(logits, 1, image_maxima[rows], image_sums[rows])
-                _add_exponentials(logits, 0, text_maxima[columns], text_sums[columns])
-                diagonal, images = _matches(logits, rows.start, columns.start - first_match)
-                matching[images] = diagonal
+        with whole_float32(image_embeds.device.type):
+            for rows in _slices(len(image_embeds), tile_size):
+                scaled_images = scale * image_embeds[rows]
+                for columns in _slices(len(text_embeds), tile_size):
+                    logits = scaled_images @ text_embeds[columns].T
+                    _fill_twins(logits, EXCLUDED, groups, rows, columns, first_match)
+                    diagonal, images = _matches(logits, rows.start, columns.start - first_match)
+                    matching[images] = diagonal
+                    by_image = _Sums(1, image_maxima[rows], image_sums[rows])
+                    _add_exponentials(logits, by_image, _Sums(0, text_maxima[columns], text_sums[columns]))
         ctx.save_for_backward(image_embeds, text_embeds, scale, image_maxima, image_sums, text_maxima, text_sums)
         ctx.first_match, ctx.tile_size, ctx.groups = first_match, tile_size, groups
         return matching, image_maxima + image_sums.log(), text_maxima + text_sums.log()
@@ -80,15 +86,14 @@ class _TiledReduction(torch.autograd.Function):
         grad_images = torch.empty_like(image_embeds) if needs_image_grad else None
         grad_texts = torch.zeros_like(text_embeds) if needs_text_grad else None
         grad_scale = torch.zeros_like(scale)
-        # A caller may run the backward pass under autocast, which must not reach the logits.
-        with torch.autocast(image_embeds.device.type, enabled=False):
+        exponentials = _Exponentials(image_maxima, image_weights, text_maxima, text_weights)
+        # What surrounds the backward pass must not reach the logits.
+        with whole_float32(image_embeds.device.type):
             for rows in _slices(len(image_embeds), ctx.tile_size):
                 scaled_images = scale * image_embeds[rows]
                 pull = torch.zeros_like(scaled_images)  # on each image, by all texts, before the scale
                 for columns in _slices(len(text_embeds), ctx.tile_size):
-                    logits = scaled_images @ text_embeds[columns].T
-                    grad_logits = (logits - image_maxima[rows, None]).exp_().mul_(image_weights[rows, None])
-                    grad_logits.addcmul_(logits.sub_(text_maxima[columns]).exp_(), text_weights[columns])
+                    grad_logits = exponentials.weigh(scaled_images @ text_embeds[columns].T, rows, columns)
                     _fill_twins(grad_logits, 0.0, ctx.groups, rows, columns, ctx.first_match)
                     diagonal, images = _matches(grad_logits, rows.start, columns.start - ctx.first_match)
                     diagonal.add_(grad_matching[images])
@@ -122,11 +127,74 @@ def _fill_twins(
         )
 
 
-def _add_exponentials(logits: Tensor, dim: int, maxima: Tensor, sums: Tensor) -> None:
-    """Updates, in place, running maxima and the sums of exp(logit - maximum) (arXiv 1805.02867, Algorithm 3)."""
-    new_maxima = torch.maximum(maxima, logits.amax(dim))
-    sums.mul_((maxima - new_maxima).exp_()).add_((logits - new_maxima.unsqueeze(dim)).exp_().sum(dim))
-    maxima.copy_(new_maxima)
+class _Sums(NamedTuple):
+    """Sums of exp(logit - maximum) so far, updated in place (arXiv 1805.02867, Algorithm 3).
+
+    Args:
+        dim: of a tile, along which they add up: 1 for those of images, 0 for those of texts.
+        maxima: of all logits so far, or near them.
+        values: the sums.
+    """
+
+    dim: int
+    maxima: Tensor
+    values: Tensor
+
+    def add(self, exponentials: Tensor, references: Tensor, new_maxima: Tensor) -> None:
+        """Adds sums of exp(logit - reference), and moves to other maxima."""
+        self.values.mul_((self.maxima - new_maxima).exp_()).addcmul_(exponentials, (references - new_maxima).exp())
+        self.maxima.copy_(new_maxima)
+
+
+def _add_exponentials(logits: Tensor, *both: _Sums) -> None:
+    """Adds a tile to the sums of its images and of its texts; the tile is overwritten.
+
+    The exponential is most of the work beside the products: one serves both, relative to the tile's largest logit,
+    unless some row or column lies so far below it that nothing of it is left.
+    """
+    largest = logits.max()
+    exponentials = (logits - largest).exp_()
+    added = [exponentials.sum(sums.dim) for sums in both]
+    if min(part.min() for part in added) > LEAST_SUM:
+        for sums, part in zip(both, added, strict=True):
+            sums.add(part, largest, torch.maximum(sums.maxima, largest + part.log()))
+        return
+    for sums in both:
+        new_maxima = torch.maximum(sums.maxima, logits.amax(sums.dim))
+        torch.sub(logits, new_maxima.unsqueeze(sums.dim), out=exponentials).exp_()
+        sums.add(exponentials.sum(sums.dim), new_maxima, new_maxima)
+
+
+class _Exponentials:
+    """exp(logit - image maximum) * image weight + exp(logit - text maximum) * text weight, tile by tile.
+
+    The second exponential is the first one times exp(image maximum - text maximum), which is a product of a number a
+    row with a number a column: unless these maxima are so far apart that the first is zero where the second is not.
+
+    Args:
+        image_maxima: (B,).
+        image_weights: (B,).
+        text_maxima: (N,).
+        text_weights: (N,).
+    """
+
+    def __init__(self, image_maxima: Tensor, image_weights: Tensor, text_maxima: Tensor, text_weights: Tensor) -> None:
+        self.image_maxima, self.image_weights = image_maxima, image_weights
+        self.text_maxima, self.text_weights = text_maxima, text_weights
+        highest, lowest = image_maxima.max(), text_maxima.min()
+        self.are_near = bool(highest - lowest <= LARGEST_DISTANCE)
+        middle = (highest + lowest) / 2
+        self.image_factors = (image_maxima - middle).exp()
+        self.text_factors = (middle - text_maxima).exp() * text_weights
+
+    def weigh(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
+        """Returns the sum for a tile of logits, in its place or in another of its size."""
+        maxima, weights = self.image_maxima[rows, None], self.image_weights[rows, None]
+        if self.are_near:
+            factors = torch.addcmul(weights, self.image_factors[rows, None], self.text_factors[columns])
+            return logits.sub_(maxima).exp_().mul_(factors)
+        result = (logits - maxima).exp_().mul_(weights)
+        return result.addcmul_(logits.sub_(self.text_maxima[columns]).exp_(), self.text_weights[columns])
 
 
 def _matches(tile: Tensor, first_image: int, first_text: int) -> tuple[Tensor, slice]:

@@ -3,13 +3,54 @@
 Shapes: B pairs, N >= B candidate texts, D the width of the joint embedding space.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 EXCLUDED = -1e30
 """A logit that adds nothing to a sum; with an infinite one, the gradient of a sum of nothing else is not a number."""
+
+
+@contextmanager
+def whole_float32(device_type: str) -> Iterator[None]:
+    """Multiplies float32 matrices as such inside: not in bfloat16 under autocast, nor in TF32 where that is allowed.
+
+    Args:
+        device_type: of the matrices.
+    """
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+class _Logits(torch.autograd.Function):
+    """Products of all images (B, D) with all texts (N, D) in whole float32, whatever surrounds the backward pass."""
+
+    @staticmethod
+    def forward(images: Tensor, texts: Tensor) -> Tensor:
+        with whole_float32(images.device.type):
+            return images @ texts.T
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        images, texts = ctx.saved_tensors
+        needs_images, needs_texts = ctx.needs_input_grad
+        with whole_float32(gradient.device.type):
+            return gradient @ texts if needs_images else None, gradient.T @ images if needs_texts else None
 
 
 def reduce_logits(
@@ -33,7 +74,9 @@ def reduce_logits(
         (B,) the logit of each matching pair, (B,) log-sum-exp over the texts of each image, and (N,) log-sum-exp over
         the images of each text.
     """
-    logits = scale * image_embeds @ text_embeds.T
+    scaled = scale * image_embeds
+    # A compiler does not know such switches, and has one of its own for all that it compiles.
+    logits = scaled @ text_embeds.T if torch.compiler.is_compiling() else _Logits.apply(scaled, text_embeds)
     matching = logits.diagonal(first_match)
     if groups is not None:
         logits = logits.masked_fill(are_twins(*groups, first_match), EXCLUDED)
@@ -83,8 +126,9 @@ def contrastive_loss(
             f"image_embeds {tuple(image_embeds.shape)} and text_embeds {tuple(text_embeds.shape)} must have the same "
             "shape (pairs, width) with at least one pair: text i describes image i"
         )
-    if scale.numel() != 1:
-        raise ValueError(f"scale must hold 1 number, of shape () or (1,), but has shape {tuple(scale.shape)}")
+    if not isinstance(scale, Tensor) or scale.numel() != 1:
+        found = f"has shape {tuple(scale.shape)}" if isinstance(scale, Tensor) else f"is {scale!r}"
+        raise ValueError(f"scale must be a tensor of 1 number, of shape () or (1,), but {found}")
     dtype = torch.promote_types(torch.promote_types(image_embeds.dtype, text_embeds.dtype), torch.float32)
     with torch.autocast(image_embeds.device.type, enabled=False):
         matching, image_log_sums, text_log_sums = reduction(

@@ -3,7 +3,6 @@
 Shapes: B batch (I images, T texts where they differ), L tokens, E joint embedding.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from typing import Any, Self
@@ -39,6 +38,8 @@ __all__ = [
 
 # The paper bounds the scale of the logits by 100 "to prevent training instability" (section 2.5).
 MAX_SCALE = 100.0
+MAX_LOGIT_SCALE = 4.6051697
+"""The largest number in float32 whose exponential is not above 100 in float32."""
 IMAGE_TOWERS = {"clip_hf_vit": ClipHfViTModel, "clip_hf_resnet": ClipHfResNetModel}
 
 
@@ -146,7 +147,7 @@ class ClipHfModel(ClipHfPreTrainedModel):
     @property
     def scale(self) -> Tensor:
         """What similarities are multiplied by, (1,) in float32: exp(logit_scale), never above 100."""
-        return _BoundFromAbove.apply(self.logit_scale.float(), math.log(MAX_SCALE)).exp()
+        return _BoundFromAbove.apply(self.logit_scale.float(), MAX_LOGIT_SCALE).exp()
 
     @can_return_tuple
     def get_text_features(
