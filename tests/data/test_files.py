@@ -1,3 +1,5 @@
+import functools
+import http.server
 import os
 import threading
 
@@ -59,6 +61,56 @@ def test_a_file_that_is_not_there_is_not_tried_again(no_pauses):
     with pytest.raises(FileNotFoundError):
         read_bytes("memory://nowhere")
     assert not no_pauses
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A server of the test's folder that answers its first requests with errors: [how many, the status]."""
+    trouble = [0, 503]
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def send_head(self):
+            if trouble[0] > 0:
+                trouble[0] -= 1
+                return self.send_error(trouble[1])
+            return super().send_head()
+
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", trouble
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("function", [read_bytes, local_copy, find_files])
+def test_a_busy_server_is_asked_again(function, status, web, tmp_path, no_pauses):
+    url, trouble = web
+    (tmp_path / "a.tar").write_bytes(b"tar")
+    trouble[:] = 3, status
+    found = function(f"{url}/a.tar")
+    assert found == b"tar" or found == [f"{url}/a.tar"] or open(found, "rb").read() == b"tar"
+    assert no_pauses and trouble[0] == 0
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_server_that_refuses_is_not_asked_again(status, web, no_pauses):
+    url, trouble = web
+    trouble[:] = 100, status
+    for function in (read_bytes, local_copy, find_files):
+        with pytest.raises(OSError, match=r"a\.tar"):
+            function(f"{url}/a.tar")
+    assert not no_pauses
+
+
+def test_a_server_that_cannot_be_reached_is_asked_again(no_pauses):
+    for function in (read_bytes, local_copy, find_files):
+        with pytest.raises(OSError, match=r"a\.tar: .* \(6 attempts\)"):
+            function("http://127.0.0.1:1/a.tar")
+    assert no_pauses == 3 * list(files.RETRY_SECONDS)
 
 
 def test_a_remote_file_is_copied_once_whoever_asks(monkeypatch):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import aiohttp
 import fsspec
 from huggingface_hub import constants
 
@@ -26,6 +27,7 @@ _VERSION_FIELDS = (
 """By which the file systems of fsspec tell one version of a file from the next; each knows some of them."""
 
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError)
+_FINAL_STATUS = {401, 403, 404, 410}  # of servers; the others may answer otherwise in a while
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 Value = TypeVar("Value")
@@ -54,21 +56,36 @@ def _expand_one(inside: str) -> list[str]:
 
 
 def find_files(pattern: str) -> list[str]:
-    """Returns the files that a path with braces, `*` or `?` stands for, in the pattern's order.
+    """Returns the files or folders that a path with braces, `*` or `?` stands for, in the pattern's order.
 
     Raises:
-        FileNotFoundError: a name stands for no file.
+        OSError: a name stands for no file; or a remote one could not be looked for in any attempt.
     """
     files = []
-    for name in expand_braces(pattern):
-        system, path = fsspec.core.url_to_fs(name)
-        found = (
-            sorted(system.glob(path)) if any(sign in path for sign in "*?[") else [path] * bool(system.exists(path))
-        )
+    for name in [pattern] if _exists(pattern) else expand_braces(pattern):
+        found = _find(name)
         if not found:
             raise FileNotFoundError(f"there is no file {name}" + (f" (of {pattern})" if name != pattern else ""))
-        files += [system.unstrip_protocol(one) if is_remote(name) else one for one in found]
+        files += found
     return files
+
+
+def _exists(name: str) -> bool:
+    system, path = fsspec.core.url_to_fs(name)
+    try:
+        with_retries(name, lambda: system.info(path))
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _find(name: str) -> list[str]:
+    system, path = fsspec.core.url_to_fs(name)
+    if _exists(name):
+        found = [path]
+    else:
+        found = with_retries(name, lambda: sorted(system.glob(path))) if any(sign in path for sign in "*?[") else []
+    return [system.unstrip_protocol(one) if is_remote(name) else one for one in found]
 
 
 def read_bytes(path: str) -> bytes:
@@ -79,32 +96,36 @@ def read_bytes(path: str) -> bytes:
     """
     if not is_remote(path):
         return Path(path).read_bytes()
-
-    def read() -> bytes:
-        with fsspec.open(path, "rb") as file:
-            return file.read()
-
-    return with_retries(path, read)
+    system, remote = fsspec.core.url_to_fs(path)
+    return with_retries(path, lambda: system.cat_file(remote))
 
 
 def with_retries(name: str, read: Callable[[], Value]) -> Value:
     """Returns what a function that reads a remote file returns, calling it again, after a pause, when it fails.
 
     Raises:
-        OSError: it failed in every attempt; or there is no such file, which is not tried again.
+        OSError: it failed in every attempt; or there is no such file, or none for us, which is not tried again.
     """
-    for pause in (*RETRY_SECONDS, None):
+    for number, pause in enumerate((*RETRY_SECONDS, None), 1):
         try:
             return read()
-        except _FINAL:
-            raise
         except Exception as error:  # every protocol has exceptions of its own
-            if pause is None:
-                raise OSError(
-                    f"{name}: {type(error).__name__}: {error} ({len(RETRY_SECONDS) + 1} attempts)"
-                ) from error
+            if _is_final(error) and isinstance(error, OSError):
+                raise
+            if _is_final(error) or pause is None:
+                raise OSError(f"{name}: {type(error).__name__}: {error} ({number} attempts)") from error
             time.sleep(pause)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether another attempt is in vain. A server that is busy or away is a file that is not there, to fsspec."""
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    if isinstance(first, aiohttp.ClientResponseError):
+        return first.status in _FINAL_STATUS
+    return isinstance(error, _FINAL) and not isinstance(first, aiohttp.ClientError | ConnectionError | TimeoutError)
 
 
 def cache_folder() -> Path:
