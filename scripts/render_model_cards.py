@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 from clip_hf.model_card.facts import ModelCardFacts
+from clip_hf.model_card.json_files import read_json
 from clip_hf.model_card.page import page_of_folder, page_of_json
 
 CARDS = Path(__file__).parents[1] / "model_cards"
@@ -25,14 +26,21 @@ def render(path: Path) -> Path:
     return page
 
 
+# Facts that a folder has of itself; of a card that is there already, the others stay.
+OF_THE_FOLDER = ("name", "model_id", "config", "training", "num_pairs_seen", "curves", "evaluations")
+
+
 def collect(folder: Path, path: Path) -> Path:
     """Writes the facts of a model's folder, and its curves, into files of one name, and returns that of the facts."""
-    facts = ModelCardFacts.from_folder(folder, f"path/to/{path.name}")
+    card = path.with_name(f"{path.name}.json")
+    known = read_json(card) if card.is_file() else {}
+    kept = {name: fact for name, fact in known.items() if name not in OF_THE_FOLDER}
+    facts = ModelCardFacts.from_folder(folder, f"path/to/{path.name}", **kept)
     if facts.curves is not None:
         facts.curves = f"{path.name}.png"
         shutil.copy(folder / "curves.png", path.with_name(facts.curves))
-    facts.to_json(path.with_name(f"{path.name}.json"))
-    return path.with_name(f"{path.name}.json")
+    facts.to_json(card)
+    return card
 
 
 def main() -> None:

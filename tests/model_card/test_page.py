@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from clip_hf import ClipHfConfig
+from clip_hf.conversion.released import RELEASED
 from clip_hf.model_card.facts import ModelCardFacts
 from clip_hf.model_card.page import measure_sizes, page_of_json, render_card
 from tests.hub.hub_card import check_card
@@ -34,7 +35,8 @@ PUBLISHED_SIZES = {
 MINIMAL = {"name": "tiny", "model_id": "me/tiny", "config": tiny_config("vit").to_dict()}
 MEASURED = EvalResult("zero-shot-image-classification", "me/shapes", "Shapes", "accuracy", 0.875, metric_name="top-1")
 SECTIONS = {
-    "## Get it": {"sources": {"OpenCLIP": "them/clip"}},
+    "## Get it": {"sources": {"OpenCLIP": "them/clip"}, "original": "https://example.org/0123/tiny.pt"},
+    "From a copy on the Hub": {"sources": {"OpenCLIP": "them/clip"}},
     "## Results": {"evaluations": [MEASURED]},
     "## Training": {"training": {"steps": "3"}},
     "## Conversion": {"conversion": {"source": "them/clip"}},
@@ -65,6 +67,15 @@ def test_every_card_is_what_its_facts_give(path):
     assert page == page_of_json(path), "run `make card`"
     assert f"Made by clip_hf from {path.name}:" in page
     assert metadata(page)["license"]
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_cards_say_where_the_released_files_are(name):
+    (facts,) = [facts for path in CARDS if (facts := ModelCardFacts.from_json(path)).architecture == name]
+    released = RELEASED[name]
+    assert (facts.original, *facts.sources.values()) == (released.url, *released.copies)
+    assert facts.base_model == released.copies[0] and facts.summary
+    assert released.sha256 in str(render_card(facts))
 
 
 def test_every_released_architecture_has_its_card():

@@ -67,6 +67,8 @@ def render_card(facts: ModelCardFacts, made_from: str = "config.json, results.js
         library_name="transformers",
         pipeline_tag=ZERO_SHOT,
         license=facts.license,
+        license_name=facts.license_name,
+        license_link=facts.license_link,
         language=facts.language,
         base_model=facts.base_model,
         datasets=facts.datasets or None,
@@ -81,6 +83,7 @@ def render_card(facts: ModelCardFacts, made_from: str = "config.json, results.js
         template_path=str(TEMPLATE),
         facts=facts,
         generated=f"{GENERATED}{made_from}: change it there, not here. -->",
+        cell=_cell,
         config=config,
         towers=_towers(config, sizes),
         num_parameters=sizes["parameters"]["model"] if sizes else None,
@@ -167,4 +170,10 @@ def _results(evaluations: Iterable[EvalResult], task: str) -> list[list[str]]:
     columns = list(dict.fromkeys(column for line in lines.values() for column in line))
     table = [["data", *columns, "measured by"]]
     table += [[dataset, *(line.get(one, "") for one in columns), source] for (dataset, source), line in lines.items()]
+    table = [[_cell(one) for one in line] for line in table]
     return table if any(source for _, source in lines) else [line[:-1] for line in table]
+
+
+def _cell(text: str) -> str:
+    """What stands in a table for a text of whatever characters."""
+    return " ".join(text.split()).replace("|", "\\|")
