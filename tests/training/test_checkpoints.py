@@ -3,12 +3,21 @@ import shutil
 
 import pytest
 
-from clip_hf.training.checkpoints import UNFINISHED, checkpoint_to_resume, discard_oldest, publish, settle
+from clip_hf.training.checkpoints import (
+    UNFINISHED,
+    checkpoint_to_resume,
+    discard_oldest,
+    is_resuming,
+    publish,
+    publish_files,
+    settle,
+)
 
 
 def write(folder, content="new"):
     (folder / "inner").mkdir(parents=True)
-    for path in (folder / "inner" / "weights", folder / "trainer_state.json"):
+    names = ("inner/weights", "trainer_state.json", "optimizer.pt", "scheduler.pt")
+    for path in (folder / name for name in names):
         path.write_text(content)
     return folder
 
@@ -90,3 +99,25 @@ def test_where_a_run_begins(tmp_path, caplog):
     assert checkpoint_to_resume(str(tmp_path / "checkpoint-2"), tmp_path) == str(tmp_path / "checkpoint-2")
     with pytest.raises(ValueError, match=r"no trainer_state.json.*checkpoint-10"):
         checkpoint_to_resume(str(tmp_path / "checkpoint-3"), tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["optimizer.pt", "scheduler.pt"])
+def test_weights_alone_are_not_continued(missing, tmp_path):
+    checkpoint = write(tmp_path / "checkpoint-2")
+    (checkpoint / missing).unlink()
+    for resume_from in ("true", str(checkpoint)):
+        with pytest.raises(ValueError, match=r"checkpoint-2 has no optimizer and schedule, .* --model .*checkpoint-2"):
+            checkpoint_to_resume(resume_from, tmp_path)
+
+
+def test_whether_a_run_continues_another():
+    assert not any(map(is_resuming, (None, False, "false")))
+    assert all(map(is_resuming, (True, "true", "a/folder")))
+
+
+def test_published_files_take_the_place_of_older_ones_and_leave_others(tmp_path):
+    write(tmp_path / UNFINISHED / "model"), write(tmp_path / "run", "old")
+    (tmp_path / "run" / "results.json").write_text("results")
+    publish_files(tmp_path / UNFINISHED / "model", tmp_path / "run")
+    assert read(tmp_path / "run") == "new" and (tmp_path / "run" / "results.json").read_text() == "results"
+    assert not (tmp_path / UNFINISHED / "model").exists()

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -113,3 +115,51 @@ def test_a_full_disk_ends_with_the_last_good_checkpoint_named_and_intact(tmp_pat
     resumed = make_trainer(tmp_path, **SAVING)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == 6
+
+
+@pytest.fixture
+def no_space(monkeypatch):
+    """Makes every file that is brought to the disk find it full, from when it is called."""
+
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    return lambda: monkeypatch.setattr(os, "fsync", fail)
+
+
+class Fill(TrainerCallback):
+    """Calls something in a step."""
+
+    def __init__(self, fill) -> None:
+        self.fill = fill
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            self.fill()
+
+
+def test_a_disk_that_is_full_when_files_are_brought_to_it_ends_alike(no_space, tmp_path):
+    trainer = make_trainer(tmp_path, callbacks=[Fill(no_space)], **SAVING)
+    with pytest.raises(RuntimeError, match=r"step 4 could not be written: .*No space left.* last good .*checkpoint-2"):
+        trainer.train()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "runs"] == ["checkpoint-2"]
+    with pytest.raises(RuntimeError, match=r"The model could not be written: .*No space left.* .*checkpoint-2"):
+        trainer.save_model()
+    assert not (tmp_path / "_unfinished").exists() and not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_model_that_could_not_be_written_leaves_the_older_one(no_space, tmp_path):
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.save_model()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    trainer.train()
+    no_space()
+    with pytest.raises(RuntimeError, match="There is no other checkpoint yet"):
+        trainer.save_model()
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_weights_alone_are_not_continued_from(tmp_path):
+    make_trainer(tmp_path, save_only_model=True, **SAVING).train()
+    with pytest.raises(ValueError, match="no optimizer and schedule, as save_only_model leaves it"):
+        make_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=True)

@@ -2,7 +2,8 @@
 
 A run may be killed at any moment. What it was writing lies in `_unfinished`, where no one looks for a checkpoint; what
 is whole, but takes the place of an older checkpoint of the same step, waits as `checkpoint-N.whole` for that to go.
-`settle` brings such a folder in order, and `clip_hf.training.trainer` calls it before anything is read or written.
+`settle` brings such a folder in order, and is called before anything is read or written. A tokenizer takes the same
+way, and the files of a finished model, one by one.
 """
 
 import os
@@ -20,11 +21,11 @@ WHOLE = ".whole"
 
 
 def publish(unfinished: Path, folder: Path) -> Path:
-    """Makes a written checkpoint visible and returns where it is.
+    """Makes a written checkpoint, or another folder, visible and returns where it is.
 
     Args:
-        unfinished: the checkpoint, "checkpoint-N", on the same file system.
-        folder: of the run's checkpoints.
+        unfinished: the folder, such as "checkpoint-N", on the same file system.
+        folder: of the run.
     """
     _bring_to_disk(unfinished)
     unfinished.rename(folder / f"{unfinished.name}{WHOLE}")
@@ -32,17 +33,34 @@ def publish(unfinished: Path, folder: Path) -> Path:
     return folder / unfinished.name
 
 
-def settle(folder: Path) -> None:
-    """Ends what a killed run began: whole checkpoints get their names, all others are deleted.
+def publish_files(unfinished: Path, folder: Path) -> None:
+    """Moves written files, each of which takes the place of an older one at once.
 
     Args:
-        folder: of the run's checkpoints; may be missing.
+        unfinished: folder of the files, on the same file system.
+        folder: where they go.
     """
-    for whole in folder.glob(f"checkpoint-*{WHOLE}"):
-        checkpoint = whole.with_name(whole.name.removesuffix(WHOLE))
-        if checkpoint.exists():
-            shutil.rmtree(checkpoint)
-        whole.rename(checkpoint)
+    _bring_to_disk(unfinished)
+    for parent, _, names in os.walk(unfinished):
+        target = folder / Path(parent).relative_to(unfinished)
+        target.mkdir(exist_ok=True)
+        for name in names:
+            Path(parent, name).replace(target / name)
+        _bring_entries_to_disk(target)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def settle(folder: Path) -> None:
+    """Ends what a killed run began: what is whole gets its name, all else is deleted.
+
+    Args:
+        folder: of the run; may be missing.
+    """
+    for whole in folder.glob(f"*{WHOLE}"):
+        published = whole.with_name(whole.name.removesuffix(WHOLE))
+        if published.exists():
+            shutil.rmtree(published)
+        whole.rename(published)
         _bring_entries_to_disk(folder)
     if (folder / UNFINISHED).exists():
         shutil.rmtree(folder / UNFINISHED)
@@ -68,6 +86,11 @@ def discard_oldest(folder: Path, limit: int | None, keep: Iterable[str | None]) 
     settle(folder)
 
 
+def is_resuming(resume_from: str | bool | None) -> bool:
+    """Returns whether a run is to continue another, by the option `resume_from_checkpoint`."""
+    return resume_from is not None and str(resume_from).lower() != "false"
+
+
 def checkpoint_to_resume(resume_from: str | bool | None, folder: Path) -> str | None:
     """Returns the checkpoint that a run begins with, or None to begin anew.
 
@@ -76,29 +99,41 @@ def checkpoint_to_resume(resume_from: str | bool | None, folder: Path) -> str | 
         folder: of the run's checkpoints.
 
     Raises:
-        ValueError: there is no such checkpoint.
+        ValueError: there is no such checkpoint, or it holds no more than weights.
     """
-    if resume_from is None or str(resume_from).lower() == "false":
+    if not is_resuming(resume_from):
         return None
     last = get_last_checkpoint(folder) if folder.is_dir() else None
     if str(resume_from).lower() == "true":
         if last is None:
             logger.warning(f"There is no checkpoint in {folder} yet: the run begins anew")
+        else:
+            _require_state(Path(last))
         return last
     if not Path(str(resume_from), "trainer_state.json").is_file():
         raise ValueError(
             f"resume_from_checkpoint is {resume_from}, where there is no trainer_state.json: give a checkpoint's "
             f"folder, or true for the last one of {folder}, which is {last or 'not there yet'}"
         )
+    _require_state(Path(str(resume_from)))
     return str(resume_from)
+
+
+def _require_state(checkpoint: Path) -> None:
+    names = [path.name for path in checkpoint.iterdir()]
+    # Each engine has its own name for the optimizer: a file or folder "optimizer...", DeepSpeed "global_step...".
+    if "scheduler.pt" not in names or not any(name.startswith(("optimizer", "global_step")) for name in names):
+        raise ValueError(
+            f"{checkpoint} has no optimizer and schedule, as save_only_model leaves it: its run cannot be continued. "
+            f"Begin a new run from its weights, with --model {checkpoint}, or resume from a checkpoint that has them"
+        )
 
 
 def _bring_to_disk(folder: Path) -> None:
     for parent, _, names in os.walk(folder):
         for name in names:
-            descriptor = os.open(Path(parent, name), os.O_RDWR)
-            os.fsync(descriptor)
-            os.close(descriptor)
+            with open(Path(parent, name), "rb+") as file:
+                os.fsync(file.fileno())
         _bring_entries_to_disk(Path(parent))
 
 

@@ -10,6 +10,7 @@ from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor
 from clip_hf.model.modeling_clip_hf import ClipHfModel
 from clip_hf.model.processing_clip_hf import ClipHfProcessor
 from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
+from clip_hf.training.checkpoints import UNFINISHED, is_resuming, publish, settle
 from clip_hf.training.training_args import ClipTrainingArguments
 
 
@@ -48,12 +49,15 @@ def build_tokenizer(
     """
     if args.tokenizer is not None:
         return ClipHfTokenizer.from_pretrained(args.tokenizer)
-    folder = Path(training_args.output_dir, "tokenizer")
+    output_dir = Path(training_args.output_dir)
+    folder = output_dir / "tokenizer"
     with training_args.main_process_first(local=False):
-        is_there = training_args.resume_from_checkpoint is not None and folder.is_dir()
-        if training_args.process_index == 0 and not is_there:
-            captions = captions_for_tokenizer(sources)
-            ClipHfTokenizer.train(captions, args.vocab_size, context_length).save_pretrained(folder)
+        if training_args.process_index == 0:
+            settle(output_dir)
+            if not (is_resuming(training_args.resume_from_checkpoint) and folder.is_dir()):
+                tokenizer = ClipHfTokenizer.train(captions_for_tokenizer(sources), args.vocab_size, context_length)
+                tokenizer.save_pretrained(output_dir / UNFINISHED / folder.name)
+                publish(output_dir / UNFINISHED / folder.name, output_dir)
         return ClipHfTokenizer.from_pretrained(folder)
 
 

@@ -4,6 +4,8 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,15 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 from clip_hf.distributed import all_gather
-from clip_hf.training.checkpoints import UNFINISHED, checkpoint_to_resume, discard_oldest, publish, settle
+from clip_hf.training.checkpoints import (
+    UNFINISHED,
+    checkpoint_to_resume,
+    discard_oldest,
+    publish,
+    publish_files,
+    settle,
+)
+from clip_hf.training.engines import divides_parameters
 from clip_hf.training.interruption import EXIT_CODE, StopOnSigterm, outlasting_sigterm
 from clip_hf.training.training_args import ClipTrainingArguments
 
@@ -48,7 +58,8 @@ class EpochCallback(TrainerCallback):
 class ResumableTrainer(Trainer):
     """A Trainer that can be killed at any moment and continues, with the same numbers, where it last saved.
 
-    A checkpoint becomes visible when all of it is on the disk. SIGTERM saves one and ends the process with code 143.
+    A checkpoint becomes visible when all of it is on the disk, and so does each file of the finished model. SIGTERM
+    saves a checkpoint and ends the process with code 143.
 
     A training set with a method `loader` makes its own batches: `loader(batch_size, rank=, world_size=, num_workers=,
     num_prefetched=, pin_memory=, drop_last=, gather=, init_worker=)` returns an iterable with the methods `set_epoch`,
@@ -78,7 +89,8 @@ class ResumableTrainer(Trainer):
             kwargs: as for `Trainer.train`.
 
         Raises:
-            ValueError: there is no such checkpoint, or it holds DeepSpeed's state of another number of processes.
+            ValueError: there is no such checkpoint, or it holds no more than weights, or DeepSpeed's state of another
+                number of processes.
             SystemExit: SIGTERM came; the state of training is saved, and the code is 143.
         """
         folder = Path(self.args.output_dir)
@@ -158,29 +170,60 @@ class ResumableTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial))
         checkpoint = folder / f"checkpoint-{self.state.global_step}"
-        self._is_saving_checkpoint = True
-        try:
-            super()._save_checkpoint(model, trial)
+        with self._naming_last_checkpoint(folder, f"The checkpoint of step {self.state.global_step}"):
+            self._is_saving_checkpoint = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._is_saving_checkpoint = False
             self._save_data_state(folder / UNFINISHED / checkpoint.name)
-        except (OSError, RuntimeError, SafetensorError) as error:
-            shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-            last = get_last_checkpoint(folder)
-            raise RuntimeError(
-                f"The checkpoint of step {self.state.global_step} could not be written: {error}. "
-                + (f"The last good checkpoint is {last}" if last else "There is no other checkpoint yet")
-            ) from error
-        finally:
-            self._is_saving_checkpoint = False
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(checkpoint)
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            self.state.save_to_json(str(folder / UNFINISHED / checkpoint.name / TRAINER_STATE_NAME))
-            publish(folder / UNFINISHED / checkpoint.name, folder)
-            discard_oldest(folder, self.args.save_total_limit, [self.state.best_model_checkpoint])
-        self.accelerator.wait_for_everyone()
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = str(checkpoint)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(folder / UNFINISHED / checkpoint.name / TRAINER_STATE_NAME))
+                publish(folder / UNFINISHED / checkpoint.name, folder)
+                discard_oldest(folder, self.args.save_total_limit, [self.state.best_model_checkpoint])
+            self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(checkpoint))
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the model, as `Trainer.save_model` does; whenever it is killed, each file is the old or the new one.
+
+        Args:
+            output_dir: by default that of the run.
+            _internal_call: do not push what is saved.
+
+        Raises:
+            RuntimeError: it could not be written; the message names the last checkpoint.
+        """
+        if self._is_saving_checkpoint:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        with self._naming_last_checkpoint(folder, "The model"):
+            super().save_model(str(folder / UNFINISHED / "model"), _internal_call=True)
+            if divides_parameters(self.args, self.accelerator):  # each process may have written its share
+                self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish_files(folder / UNFINISHED / "model", folder)
+                settle(folder)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    @contextmanager
+    def _naming_last_checkpoint(self, folder: Path, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.args.should_save:  # other processes may see no more than that this one is gone
+                shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+            last = get_last_checkpoint(self.args.output_dir)
+            raise RuntimeError(
+                f"{what} could not be written: {error}. "
+                + (f"The last good checkpoint is {last}" if last else "There is no other checkpoint yet")
+            ) from error
 
     def _save_data_state(self, checkpoint: Path) -> None:
         if self._loader is not None:
