@@ -107,8 +107,22 @@ def metrics_of(images, texts, image_of_text, tile_size=4096):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 @pytest.mark.parametrize("tile_size", [3, 4096])
-def test_metrics_equal_a_float64_brute_force(case, tile_size):
+@pytest.mark.parametrize("share", [-1, 2], ids=["all in float64", "pair by pair"])
+def test_metrics_equal_a_float64_brute_force(case, tile_size, share, monkeypatch):
+    monkeypatch.setattr("clip_hf.evaluation.retrieval.MAX_NEAR_SHARE", share)
+    monkeypatch.setattr("clip_hf.evaluation.retrieval.ROWS_PER_BLOCK", 2)
     assert metrics_of(*case(), tile_size) == pytest.approx(brute_force(*case()), abs=1e-9)
+
+
+def test_a_collapsed_model_is_ranked_in_the_time_of_its_tiles():
+    """Every pair is a near tie: pair by pair, these took minutes."""
+    images = nn.functional.normalize(unit(1, 512) + 1e-8 * unit(600, 512, seed=1), dim=1)
+    start = time.process_time()
+    ranks = rank_matches(images, images.flip(0), torch.arange(600).flip(0))
+    assert time.process_time() - start < 5
+    own = images.double() @ images.double().T
+    expected = (own > own.diagonal()[:, None] + 1e-12).sum(dim=1)
+    assert torch.equal(ranks[0].num_better, expected)
 
 
 def test_float32_alone_would_not_do():

@@ -11,8 +11,12 @@ The rank of a query is the place of its best match in the list of candidates, th
   A model that gives every pair one similarity has the recall of chance.
 
 Tiles are computed in float32, in which a pair's place relative to the match is certain unless they are closer than the
-bound of float32's error. The few that are closer are computed again in float64. So figures depend neither on tiles nor
-on the number of processes.
+bound of float32's error. The few that are closer are computed again in float64; where they are many, as to a model
+that has collapsed, so is the whole tile, whose error of D * 2^-53 is far below `TIE`.
+
+So figures are exact for given embeddings, and depend neither on tiles nor on the number of processes. What they cannot
+be exacter than is the embeddings: these are float32, and their last bits depend on the batch size and the processor
+(`features`), so that ranks among candidates closer than that, 2e-7, may differ between two batch sizes.
 
 Shapes: I images, T texts, D width of the joint embedding space, Q queries.
 """
@@ -32,6 +36,10 @@ TILE_SIZE = 4096
 """Side of a tile of similarities: 64 MB in float32."""
 PAIRS_PER_BLOCK = 1 << 14
 """Near ties that are computed in float64 at a time: 64 MB of each embedding at D = 512."""
+MAX_NEAR_SHARE = 1 / 256
+"""Share of near ties in a tile above which all of it in float64 takes less time than they alone."""
+ROWS_PER_BLOCK = 256
+"""Of such a tile at a time: 8 MB of similarities in float64."""
 
 
 class Ranks(NamedTuple):
@@ -99,14 +107,13 @@ def rank_matches(
     starts = range(0, num_images, tile_size)
     for first_image in starts[rank() :: world_size()] if on_all_processes else starts:
         for first_text in range(0, num_texts, tile_size):
-            tile = image_embeds[first_image : first_image + tile_size] @ text_embeds[first_text:][:tile_size].T
-            for direction, first in ((by_image, first_image), (by_text, first_text)):
-                rows, columns = direction.compare(tile, first, error)
-                images, texts = rows + first_image, columns + first_text
-                wrong = image_of_text[texts] != images
-                images, texts = images[wrong], texts[wrong]
-                similarities = _similarities(image_embeds, text_embeds, images, texts)
-                direction.add(images if direction.dim == 1 else texts, similarities)
+            images = range(first_image, min(first_image + tile_size, num_images))
+            texts = range(first_text, min(first_text + tile_size, num_texts))
+            tile = image_embeds[images.start : images.stop] @ text_embeds[texts.start : texts.stop].T
+            for direction in (by_image, by_text):
+                near = direction.compare(tile, first_image if direction.dim == 1 else first_text, error)
+                count = _count_all if near.sum() > MAX_NEAR_SHARE * near.numel() else _count_some
+                count(direction, near, (image_embeds, text_embeds, image_of_text), images.start, texts.start)
     counts = [by_image.num_better, by_image.num_equal, by_text.num_better, by_text.num_equal]
     if on_all_processes:
         counts = [all_gather(count[None]).sum(dim=0) for count in counts]
@@ -175,8 +182,8 @@ class _Direction:
         self.dim, self.best = dim, best
         self.num_better, self.num_equal = torch.zeros(2, len(best), dtype=torch.long)
 
-    def compare(self, similarities: Tensor, first: int, error: float) -> tuple[Tensor, Tensor]:
-        """Counts the candidates of a tile that are certainly better; returns row and column of the uncertain ones.
+    def compare(self, similarities: Tensor, first: int, error: float) -> Tensor:
+        """Counts the candidates of a tile that are certainly better; returns a mask of the uncertain ones.
 
         Args:
             similarities: a tile, (images, texts).
@@ -188,14 +195,48 @@ class _Direction:
         above = similarities > (best + error).float()
         # As bytes, booleans are added in half the time.
         self.num_better[queries] += above.view(torch.uint8).sum(dim=self.dim, dtype=torch.int32).cpu()
-        rows, columns = ((similarities >= (best - error).float()) ^ above).nonzero(as_tuple=True)
-        return rows.cpu(), columns.cpu()
+        return (similarities >= (best - error).float()) ^ above
 
     def add(self, queries: Tensor, similarities: Tensor) -> None:
         """Counts candidates by their similarities (P,) in float64 to some queries (P,)."""
         difference = similarities - self.best[queries]
         self.num_better.index_add_(0, queries, (difference > TIE).long())
         self.num_equal.index_add_(0, queries, (difference.abs() <= TIE).long())
+
+    def add_block(self, first: int, similarities: Tensor, is_counted: Tensor) -> None:
+        """Counts candidates by a block (images, texts) of similarities in float64, of which some are counted."""
+        queries = slice(first, first + similarities.shape[1 - self.dim])
+        difference = similarities - self.best[queries].unsqueeze(self.dim)
+        self.num_better[queries] += ((difference > TIE) & is_counted).sum(dim=self.dim)
+        self.num_equal[queries] += ((difference.abs() <= TIE) & is_counted).sum(dim=self.dim)
+
+
+def _count_some(
+    direction: _Direction, near: Tensor, data: tuple[Tensor, Tensor, Tensor], first_image: int, first_text: int
+) -> None:
+    """Counts the near ties of a tile pair by pair, but for those that match."""
+    image_embeds, text_embeds, image_of_text = data
+    rows, columns = near.nonzero(as_tuple=True)
+    images, texts = rows.cpu() + first_image, columns.cpu() + first_text
+    wrong = image_of_text[texts] != images
+    images, texts = images[wrong], texts[wrong]
+    similarities = _similarities(image_embeds, text_embeds, images, texts)
+    direction.add(images if direction.dim == 1 else texts, similarities)
+
+
+def _count_all(
+    direction: _Direction, near: Tensor, data: tuple[Tensor, Tensor, Tensor], first_image: int, first_text: int
+) -> None:
+    """Counts the same from a tile in float64, some of its rows at a time."""
+    image_embeds, text_embeds, image_of_text = data
+    texts = slice(first_text, first_text + near.shape[1])
+    columns = text_embeds[texts].double().T
+    for start in range(0, near.shape[0], ROWS_PER_BLOCK):
+        some = near[start : start + ROWS_PER_BLOCK].cpu()
+        images = torch.arange(first_image + start, first_image + start + len(some))
+        wrong = image_of_text[texts] != images[:, None]
+        similarities = (image_embeds[images].double() @ columns).cpu()
+        direction.add_block(first_image + start if direction.dim == 1 else first_text, similarities, some & wrong)
 
 
 def most_similar(queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
