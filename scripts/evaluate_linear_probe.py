@@ -11,15 +11,25 @@ from dataclasses import dataclass, field
 import clip_hf  # noqa: F401  registers the model classes
 from clip_hf.data.columns import Columns
 from clip_hf.data.sources import open_source
-from clip_hf.evaluation.class_names import number_classes, read_class_names
+from clip_hf.evaluation.class_names import read_class_names
 from clip_hf.evaluation.classification import class_table, classification_metrics, confusion_matrix, describe_metrics
 from clip_hf.evaluation.figures import draw_confusion, draw_few_shot, draw_mistakes
-from clip_hf.evaluation.linear_probe import Split, choose_penalty, few_shot_curve, fit, predict_with, split_off
+from clip_hf.evaluation.linear_probe import (
+    Split,
+    check_training,
+    choose_penalty,
+    few_shot_curve,
+    fit,
+    predict_with,
+    split_off,
+)
 from clip_hf.evaluation.setup import (
     EvaluationArguments,
     EvenlySpread,
-    check_labels,
-    describe_broken,
+    count_images,
+    describe_files,
+    describe_images,
+    find_classes,
     is_writer,
     open_features,
     run,
@@ -34,8 +44,7 @@ class LinearProbeArguments(EvaluationArguments):
 
     train_data: str = field(kw_only=True, metadata={"help": "Training images, as `data`."})
     validation_data: str | None = field(
-        default=None,
-        metadata={"help": "To choose the penalty on, as `data`; by default a tenth of the training data."},
+        default=None, metadata={"help": "As `data`; by default a tenth of train_data."}
     )
     label_column: str = field(default="label_name", metadata={"help": "Column of the class of an image."})
     class_names: str | None = field(default=None, metadata={"help": "File of class names; by default the labels."})
@@ -49,19 +58,19 @@ def main(args: LinearProbeArguments) -> None:
     columns = Columns(args.image_column, args.label_column, args.id_column)
     sources = {"test": args.data, "train": args.train_data, "validation": args.validation_data}
     opened = {name: open_source(one, columns, split="evaluation") for name, one in sources.items() if one is not None}
-    for source in opened.values():
-        check_labels(source, args, class_names)
+    classes = find_classes(opened["test"], class_names, names_are_prompts=False)
+    for source in opened.values():  # the classes of all are those of the first
+        find_classes(source, classes.names_of_labels, names_are_prompts=False)
     data = {name: EvenlySpread(source, args.limit) for name, source in opened.items()}
     cache = open_features(args)
     images, splits = {}, {}
     for name, samples in data.items():
-        images[name] = cache.embed_images(samples, before_projection=True).with_texts()
-        names, labels = number_classes(images[name].texts, class_names)
-        class_names = class_names or names  # the classes of all splits are those of the first
-        splits[name] = Split(images[name].features, labels)
+        images[name] = cache.embed_images(samples, before_projection=True).with_texts(classes.holds)
+        splits[name] = Split(images[name].features, classes.of(images[name].texts))
     if not is_writer():
         return
-    train, validation = splits["train"], splits.get("validation")
+    train, validation, names = splits["train"], splits.get("validation"), classes.names
+    check_training(train, names, args.train_data)
     if validation is None:
         train, validation = split_off(train, 0.1, args.seed)
     penalty, sweep = choose_penalty(train, validation)
@@ -69,13 +78,13 @@ def main(args: LinearProbeArguments) -> None:
     labels, folder = splits["test"].labels, args.output_dir
     metrics = classification_metrics(predictions, labels, len(names))
     curve = few_shot_curve(train, validation, splits["test"], num_draws=args.num_draws, seed=args.seed)
-
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"metrics": metrics, "classes": class_table(predictions, labels, len(names)), "class_names": names}
+    facts |= {"splits": {name: count_images(some) for name, some in images.items()}}
     facts |= {"penalty": penalty, "validation_accuracy_of_penalties": sweep, "few_shot": curve}
     write_results(args, LINEAR_PROBE, cache, images["test"], facts)
     for name, some in images.items():
-        print(f"{name:12}{sources[name]}: {describe_broken(some)}")
+        print(f"{name:12}{sources[name]}: {describe_images(some)}")
     print(f"\npenalty {penalty:.3g}, the best of {len(sweep)} on the validation split\n")
     print(describe_metrics(metrics))
     for point in curve:
@@ -84,7 +93,7 @@ def main(args: LinearProbeArguments) -> None:
     draw_confusion(folder / "confusion.png", title, confusion_matrix(predictions, labels, len(names)), names)
     draw_mistakes(folder / "mistakes.png", data["test"], images["test"], predictions, labels, names)
     draw_few_shot(folder / "few_shot.png", title, curve, metrics["top_1_accuracy"], 1 / len(names))
-    print(f"\n{folder}: results.json, confusion.png, mistakes.png, few_shot.png")
+    print(f"\n{describe_files(folder, ('results.json', 'confusion.png', 'mistakes.png', 'few_shot.png'))}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from clip_hf.evaluation.retrieval import RECALL_KS, rank_matches, retrieval_metr
 from clip_hf.evaluation.setup import (
     EvaluationArguments,
     EvenlySpread,
-    describe_broken,
+    describe_images,
     is_writer,
     open_features,
     run,
@@ -59,7 +59,7 @@ def main(args: RetrievalArguments) -> None:
     if is_writer():
         args.output_dir.mkdir(parents=True, exist_ok=True)
         write_results(args, RETRIEVAL, cache, images, {"num_texts": len(texts), "metrics": metrics})
-        print(f"{args.data}: {describe_broken(images)}; {len(texts):,} texts\n")
+        print(f"{args.data}: {describe_images(images)}; {len(texts):,} texts\n")
         print_table(metrics)
         draw_answers(args.output_dir / "queries.png", samples, images, texts, args.num_queries)
         print(f"\n{args.output_dir}: results.json, queries.png")

@@ -14,14 +14,15 @@ from typing import Any
 import clip_hf  # noqa: F401  registers the model classes
 from clip_hf.data.columns import Columns
 from clip_hf.data.sources import open_source
-from clip_hf.evaluation.class_names import number_classes, read_class_names
+from clip_hf.evaluation.class_names import read_class_names
 from clip_hf.evaluation.classification import class_table, classification_metrics, confusion_matrix, describe_metrics
 from clip_hf.evaluation.figures import draw_confusion, draw_mistakes
 from clip_hf.evaluation.setup import (
     EvaluationArguments,
     EvenlySpread,
-    check_labels,
-    describe_broken,
+    describe_files,
+    describe_images,
+    find_classes,
     is_writer,
     open_features,
     run,
@@ -47,6 +48,9 @@ def print_tables(metrics: dict[str, Any], classes: list[dict[str, Any]], names: 
     width = min(40, max(map(len, names)) + 2)
     print(f"\n{'class':{width}}{'images':>8}{'right':>9}   95 % interval      taken for")
     for row in classes:
+        if not row["num_images"]:
+            print(f"{names[row['class']]:{width}}{0:>8}")
+            continue
         taken_for = "" if row["taken_for"] is None else names[row["taken_for"]]
         interval = f"{row['low']:>7.1%} to {row['high']:>6.1%}"
         print(f"{names[row['class']]:{width}}{row['num_images']:>8,}{row['accuracy']:>9.1%}  {interval}  {taken_for}")
@@ -58,25 +62,29 @@ def main(args: ZeroShotArguments) -> None:
     class_names = None if args.class_names is None else read_class_names(args.class_names)
     columns = Columns(args.image_column, args.label_column, args.id_column)
     source = open_source(args.data, columns, split="evaluation")
-    check_labels(source, args, class_names)
-    samples = EvenlySpread(source, args.limit)
+    classes, samples = find_classes(source, class_names), EvenlySpread(source, args.limit)
+    names = classes.names
     cache = open_features(args)
-    images = cache.embed_images(samples).with_texts()
-    names, labels = number_classes(images.texts, class_names)
-    predictions = classify(images.features, class_weights(cache, names, templates), scale_of(cache), labels)
+    images = cache.embed_images(samples).with_texts(classes.holds)
+    labels = classes.of(images.texts)
+    weights = class_weights(cache, names, templates)
+    predictions = classify(images.features, weights, scale_of(cache.embedder.model), labels)
     metrics = classification_metrics(predictions, labels, len(names))
-    classes = class_table(predictions, labels, len(names))
+    table, absent = class_table(predictions, labels, len(names)), classes.missing(labels.tolist())
     if is_writer():
         folder = args.output_dir
         folder.mkdir(parents=True, exist_ok=True)
-        facts = {"class_names": names, "templates": templates, "metrics": metrics, "classes": classes}
-        write_results(args, ZERO_SHOT, cache, images, facts)
-        print(f"{args.data}: {describe_broken(images)}; {len(names)} classes, {len(templates)} templates\n")
-        print_tables(metrics, classes, names)
+        facts = {"class_names": names, "templates": templates, "metrics": metrics, "classes": table}
+        write_results(args, ZERO_SHOT, cache, images, facts | {"classes_without_images": absent})
+        print(f"{args.data}: {describe_images(images)}; {len(names)} classes, {len(templates)} templates")
+        if absent:
+            print(f"{len(absent)} classes have none of these images, but may be predicted: {', '.join(absent[:10])}")
+        print()
+        print_tables(metrics, table, names)
         confusion = confusion_matrix(predictions, labels, len(names))
         draw_confusion(folder / "confusion.png", f"top-1 {metrics['top_1_accuracy']:.1%}", confusion, names)
         draw_mistakes(folder / "mistakes.png", samples, images, predictions, labels, names)
-        print(f"\n{folder}: results.json, confusion.png, mistakes.png")
+        print(f"\n{describe_files(folder, ('results.json', 'confusion.png', 'mistakes.png'))}")
 
 
 if __name__ == "__main__":

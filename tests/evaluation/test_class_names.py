@@ -3,11 +3,16 @@ import re
 
 import pytest
 
-from clip_hf.evaluation.class_names import number_classes, read_class_names
+from clip_hf.evaluation.class_names import Classes, read_class_names
 
 
 def labels_of(*labels):
     return [[label] for label in labels]
+
+
+def number_classes(texts, class_names, **options):
+    classes = Classes.find(texts, class_names, **options)
+    return classes.names, classes.of([values for values in texts if classes.holds(values[0])])
 
 
 def test_classes_are_those_of_the_data_in_alphabetical_order():
@@ -39,11 +44,26 @@ def test_class_names_name_labels_and_numbers(class_names, labels, classes):
         (["ox", "dog", "cat"], ("ox", "dog"), "1 of 3 classes have no image, the first: cat"),
         (["ox", "ox"], ("ox",), "these more than once, 'ox'"),
         ({"a": "ox", "b": "ox"}, ("a", "b"), "these more than once, 'ox'"),
+        (None, ("Dog", "ox", "dog"), "'Dog' and 'dog' are two classes, but read alike by a tokenizer"),
+        (["hot  dog", "hot dog "], ("0", "1"), "'hot  dog' and 'hot dog ' are two classes, but read alike"),
+        (None, (), "not one image has a label"),
+        (None, ("-1", "-1"), "not one image has a label"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(class_names, labels, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         number_classes(labels_of(*labels), class_names)
+
+
+def test_negative_numbers_are_no_labels():
+    names, classes = number_classes(labels_of("1", "-1", "0"), ["ox", "dog"])
+    assert names == ("ox", "dog") and classes.tolist() == [1, 0]
+
+
+def test_classes_that_are_no_prompts_may_be_numbers():
+    names, classes = number_classes(labels_of("10", "2", "10", "-1"), None, names_are_prompts=False)
+    assert names == ("2", "10") and classes.tolist() == [1, 0, 1]
+    assert number_classes(labels_of("Dog", "dog"), None, names_are_prompts=False)[0] == ("Dog", "dog")
 
 
 def test_an_image_has_one_label():
@@ -62,5 +82,11 @@ def test_files_of_names(tmp_path):
         table.write_text(content)
         with pytest.raises(ValueError, match=message):
             read_class_names(table)
+    table.write_text('{"n01": "ox", "n02": "dog", "n01": "cat"}')
+    with pytest.raises(ValueError, match=r"names\.json .*: it names a label twice, 'n01'"):
+        read_class_names(table)
+    lines.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"names\.txt is not text in UTF-8"):
+        read_class_names(lines)
     with pytest.raises(ValueError, match="is no file"):
         read_class_names(tmp_path / "none.txt")

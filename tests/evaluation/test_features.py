@@ -1,15 +1,26 @@
 """Kept features: equal to the plain computation, computed once, and never those of something else."""
 
 import shutil
+import tarfile
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from clip_hf.data.columns import Columns
+from clip_hf.data.sources import open_source
 from clip_hf.evaluation import features
 from clip_hf.evaluation.features import digest_image
-from tests.evaluation.tiny_evaluation import MODELS, open_cache, open_photos, save_checkpoint, write_photos
-from tests.model.tiny_zero_shot import tiny_image_processor, tiny_tokenizer
+from tests.evaluation.tiny_evaluation import (
+    MODELS,
+    open_cache,
+    open_photos,
+    save_checkpoint,
+    tokenizer_of,
+    write_photos,
+)
+from tests.model.tiny_zero_shot import tiny_image_processor
 from tests.ranks import run_on_ranks
 
 TEXTS = ["a dog", "a very long haired tabby cat", "ox", "a dog", "zebra"]
@@ -48,7 +59,7 @@ def test_features_equal_the_plain_computation(kind, photos, tmp_path):
         torch.testing.assert_close(tower.features[row], model.vision_model(pixels).pooler_output[0])
     padding = {"padding": "max_length", "max_length": 24} if kind == "siglip" else {}
     for text, embed in zip(TEXTS, cache.embed_texts(TEXTS), strict=True):
-        input_ids = tiny_tokenizer()(text, return_tensors="pt", **padding)["input_ids"]
+        input_ids = tokenizer_of(kind)(text, return_tensors="pt", **padding)["input_ids"]
         torch.testing.assert_close(embed, unit(model.get_text_features(input_ids).pooler_output)[0])
 
 
@@ -77,8 +88,8 @@ def test_a_changed_image_is_computed_again_and_its_chunk_alone(checkpoint, photo
     assert torch.equal(cache.embed_images(open_photos(photos)).features[7], before[0])
 
 
-@pytest.mark.parametrize("change", ["weights", "config", "image_processor"])
-def test_a_changed_model_has_other_files(change, checkpoint, photos, tmp_path):
+@pytest.mark.parametrize("change", ["weights", "config", "image_processor", "tokenizer", "code"])
+def test_a_changed_model_has_other_files(change, checkpoint, photos, tmp_path, monkeypatch):
     def names(changed):
         cache = open_cache(checkpoint, tmp_path / str(changed))
         if changed:
@@ -87,10 +98,15 @@ def test_a_changed_model_has_other_files(change, checkpoint, photos, tmp_path):
                 next(embedder.model.vision_model.parameters()).data.flatten()[0] += 1e-6
             elif change == "config":
                 embedder.model.config.vision_config.layer_norm_eps = 1e-3
+            elif change == "tokenizer":
+                embedder.tokenizer.model_max_length = 20
+            elif change == "code":
+                monkeypatch.setattr(features, "_digest_code", lambda: "of other code")
             else:
                 embedder.image_processor.resample = 0
             cache = features.FeatureCache(embedder, cache.folder)
         cache.embed_images(open_photos(photos))
+        cache.embed_texts(TEXTS)
         return {file.name for file in cache.folder.iterdir()}
 
     assert not names(False) & names(True)
@@ -115,7 +131,27 @@ def test_unreadable_images_are_left_out_and_named(checkpoint, photos, tmp_path):
         assert len(images.features) == len(images.ids) == len(images.texts) == 10
     with_texts = images.with_texts()
     assert all(with_texts.texts) and len(with_texts.ids) == len(with_texts.features)
-    assert {"id": "04.png", "reason": "04.png: it has no text"} in with_texts.broken
+    assert with_texts.bare == ["04.png", "09.png"] and with_texts.broken == images.broken
+
+
+def test_images_of_one_name_keep_their_features(checkpoint, photos, tmp_path):
+    """The keys of a tar file are its own: two files may both have a 0003, of which one is broken."""
+    plain = open_cache(checkpoint, tmp_path / "cache").embed_images(open_photos(photos))
+    (photos / "09.png").write_bytes((photos / "09.png").read_bytes()[:100])
+    for name, numbers in {"a": range(6), "b": range(6, 12)}.items():
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as tar:
+            for key, number in enumerate(numbers):
+                (tmp_path / "caption").write_text("noise")
+                tar.add(photos / f"{number:02d}.png", f"{key:04d}.png")
+                tar.add(tmp_path / "caption", f"{key:04d}.txt")
+    source = open_source(str(tmp_path / "{a,b}.tar"), Columns())
+    for _ in range(2):  # computed, and from disk
+        images = open_cache(checkpoint, tmp_path / "of_tars").embed_images(source)
+        assert images.places == [place for place in range(12) if place != 9]
+        assert images.ids == [f"{place % 6:04d}" for place in images.places]
+        torch.testing.assert_close(images.features, plain.features[images.places])
+        assert [entry["id"] for entry in images.broken] == ["0003"]
+        assert images.broken[0]["reason"].startswith("0003: ")
 
 
 def test_nothing_readable_is_an_error(checkpoint, photos, tmp_path):
@@ -131,6 +167,15 @@ def test_digests_differ_where_contents_do(photos, mode):
     digests = {digest_image(read(file)) for file in photos.glob("*.png")}
     assert len(digests) == 12
     assert digest_image(read(photos / "00.png")) in digests
+
+
+def test_digests_see_palettes_and_orientation():
+    grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4)).convert("P")
+    other, turned = grey.copy(), grey.convert("RGB")
+    other.putpalette([255 - value // 3 for value in range(768)])
+    turned.getexif()[0x112] = 3
+    assert digest_image(grey) == digest_image(grey.convert("RGB"))
+    assert len({digest_image(image) for image in (grey, other, turned)}) == 3
 
 
 def _features(checkpoint, photos, folder):

@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from clip_hf.evaluation.linear_probe import (
     Split,
     accuracy_of,
+    check_training,
     choose_penalty,
     few_shot_curve,
     fit,
@@ -43,6 +44,25 @@ def test_penalty_is_the_best_of_those_tried():
     neighbours = sorted(abs(np.log10(other / penalty)) for other in sweep if other != penalty)
     assert neighbours[0] == pytest.approx(0.125)
     assert len(sweep) <= 7 + 2 * 4
+
+
+def test_no_penalty_lies_beyond_the_seven():
+    """What the largest penalty learns is as good as what others do: the search does not leave the range for it."""
+    constant = blobs(30)._replace(features=torch.zeros(30, 5))
+    penalty, sweep = choose_penalty(constant, constant)
+    assert penalty == 1e6 and min(sweep) == 1e-6 and max(sweep) == 1e6
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ([0, 0], ["dog"], "photos: a classifier needs two classes, but there is only dog"),
+        ([0, 2], ["dog", "ox", "cat"], "photos: 1 of 3 classes have no image to learn from, the first: ox"),
+    ],
+)
+def test_training_needs_images_of_two_classes(labels, names, message):
+    with pytest.raises(ValueError, match=message):
+        check_training(Split(torch.zeros(2, 4), torch.tensor(labels)), names, "photos")
 
 
 def test_split_off_takes_a_share_of_each_class():

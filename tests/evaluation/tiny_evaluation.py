@@ -3,19 +3,24 @@
 import json
 import runpy
 import sys
+import tempfile
+from functools import cache
+from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 from PIL import Image
-from transformers import AutoModel, SiglipConfig, SiglipModel
+from transformers import AutoModel, AutoTokenizer, SiglipConfig, SiglipModel, SiglipTokenizer
 
 from clip_hf.data.columns import Columns
 from clip_hf.data.sources import open_source
 from clip_hf.evaluation.embedding import Embedder
 from clip_hf.evaluation.features import FeatureCache
-from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
 from tests.model.tiny_zero_shot import (
     CONTEXT_LENGTH,
+    NAMES,
+    TEMPLATES,
     tiny_image_processor,
     tiny_tokenizer,
     tiny_transformers_model,
@@ -25,8 +30,21 @@ from tests.model.tiny_zero_shot import (
 COLOURS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200)}
 
 
+@cache
+def tiny_siglip_tokenizer() -> SiglipTokenizer:
+    """Of SentencePiece, as Google's checkpoints have it: no `tokenizers` library behind it."""
+    options = {"pad_id": 2, "eos_id": 1, "unk_id": 0, "bos_id": -1, "pad_piece": "<pad>", "minloglevel": 2}
+    with tempfile.TemporaryDirectory() as folder:
+        texts = Path(folder, "texts.txt")
+        texts.write_text("\n".join([*NAMES, *TEMPLATES, *COLOURS, "noise 0123456789 seen"] * 20))
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(texts), model_prefix=f"{folder}/spiece", vocab_size=90, hard_vocab_limit=False, **options
+        )
+        return SiglipTokenizer(f"{folder}/spiece.model", model_max_length=CONTEXT_LENGTH)
+
+
 def tiny_siglip() -> SiglipModel:
-    text = {"vocab_size": len(tiny_tokenizer()), "max_position_embeddings": CONTEXT_LENGTH, "hidden_size": 32}
+    text = {"vocab_size": len(tiny_siglip_tokenizer()), "max_position_embeddings": CONTEXT_LENGTH, "hidden_size": 32}
     sizes = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = {"image_size": 32, "patch_size": 8, "hidden_size": 32}
     torch.manual_seed(0)
@@ -41,9 +59,13 @@ MODELS = {
 }
 
 
+def tokenizer_of(kind):
+    return tiny_siglip_tokenizer() if kind == "siglip" else tiny_tokenizer()
+
+
 def save_checkpoint(kind, folder):
     model = MODELS[kind]()
-    for part in (model, tiny_tokenizer(), tiny_image_processor(model)):
+    for part in (model, tokenizer_of(kind), tiny_image_processor(model)):
         part.save_pretrained(folder)
     return folder
 
@@ -70,7 +92,7 @@ def open_photos(folder, text_column="captions"):
 
 def open_cache(checkpoint, folder, batch_size=4):
     model = AutoModel.from_pretrained(checkpoint)
-    tokenizer = ClipHfTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     return FeatureCache(Embedder(model, tiny_image_processor(model), tokenizer, batch_size), folder)
 
 

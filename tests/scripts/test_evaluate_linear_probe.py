@@ -37,7 +37,24 @@ def test_validation_data_takes_the_place_of_a_part(tmp_path):
     assert [point["shots"] for point in found["few_shot"]] == [1, 2, 4]  # four of each class: none was split off
 
 
-def test_a_class_that_training_lacks_is_named(tmp_path):
-    train, test = write_photos(tmp_path / "train", number=2), write_photos(tmp_path / "test", number=9)
-    with pytest.raises(SystemExit, match="1 of 3 classes have no image, the first: blue"):
-        evaluate(save_checkpoint("clip_hf", tmp_path / "model"), tmp_path, "--train_data", train, "--data", test)
+@pytest.mark.parametrize(
+    ("number", "extra", "message"),
+    [
+        (2, [], "train: 1 of 3 classes have no image, the first: blue"),
+        (12, ["--limit", "2"], "train: 1 of 3 classes have no image to learn from, the first: "),
+    ],
+)
+def test_a_class_that_training_lacks_is_named(number, extra, message, tmp_path):
+    train, test = write_photos(tmp_path / "train", number=number), write_photos(tmp_path / "test", number=9)
+    data = ["--train_data", train, "--data", test, *extra]
+    with pytest.raises(SystemExit, match=message):
+        evaluate(save_checkpoint("clip_hf", tmp_path / "model"), tmp_path, *data)
+
+
+def test_labels_may_be_numbers_and_broken_images_are_counted(tmp_path):
+    train, test = write_photos(tmp_path / "train", number=24), write_photos(tmp_path / "test", number=9)
+    (train / "05.png").write_bytes(b"no image")
+    data = ["--train_data", train, "--data", test, "--label_column", "label"]
+    found = evaluate(save_checkpoint("clip_hf", tmp_path / "model"), tmp_path, *data)
+    assert found["class_names"] == ["0", "1", "2"] and found["metrics"]["top_1_accuracy"] == 1
+    assert (found["splits"]["train"]["num_images"], found["splits"]["train"]["num_broken"]) == (23, 1)

@@ -6,11 +6,18 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
-from transformers import CLIPImageProcessor
+from transformers import BertConfig, BertModel, CLIPImageProcessor
 
 from clip_hf import ClipHfImageProcessor, ClipHfModel, ZeroShotClassifier
 from clip_hf.model_card.evaluations import digest_weights
-from tests.evaluation.tiny_evaluation import COLOURS, MODELS, run_script, save_checkpoint, write_photos
+from tests.evaluation.tiny_evaluation import (
+    COLOURS,
+    MODELS,
+    run_script,
+    save_checkpoint,
+    tiny_siglip_tokenizer,
+    write_photos,
+)
 from tests.model.tiny_zero_shot import tiny_image_processor, tiny_tokenizer
 
 SCRIPT = "scripts/evaluate_zero_shot.py"
@@ -71,7 +78,7 @@ def test_siglip_averages_its_prompts(photos, tmp_path):
     templates.write_text("a photo of a {}.\n{}\n")
     checkpoint = save_checkpoint("siglip", tmp_path / "model")
     found = evaluate(checkpoint, photos, tmp_path, "--templates", templates)
-    model, tokenizer, unit = MODELS["siglip"](), tiny_tokenizer(), torch.nn.functional.normalize
+    model, tokenizer, unit = MODELS["siglip"](), tiny_siglip_tokenizer(), torch.nn.functional.normalize
     with torch.no_grad():
         prompts = [prompt for name in sorted(COLOURS) for prompt in (f"a photo of a {name}.", name)]
         input_ids = tokenizer(prompts, padding="max_length", max_length=24, return_tensors="pt")["input_ids"]
@@ -98,17 +105,67 @@ def test_names_from_a_file_make_the_prompts(photos, tmp_path):
         (["--templates", "none"], "templates is 'none', but must be one of plain, general"),
         (["--class_names", "none.txt"], "class_names is none.txt, which is no file"),
         (["--label_column", "none"], "no column 'none'"),
-        (["--limit", "2"], "2 of 3 classes have no image, the first: green, blue"),
+        (["--label_column", "height"], "not one image has a label: they must be texts, or whole numbers"),
     ],
 )
 def test_mistakes_are_one_clear_line(extra, message, photos, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("red\ngreen\nblue\n")
-    (photos / "07.png").write_bytes(b"no image")  # of 0 and 7, the two images of the limit
+    lines = [json.loads(line) for line in (photos / "metadata.jsonl").read_text().splitlines()]
+    text = "".join(json.dumps(line | {"height": 1.5}) + "\n" for line in lines)
+    (photos / "metadata.jsonl").write_text(text)
     checkpoint = save_checkpoint("clip_hf", tmp_path / "model")
     with pytest.raises(SystemExit) as end:
         evaluate(checkpoint, photos, tmp_path, "--class_names", names, *extra)
     assert message in str(end.value)
+
+
+def test_a_part_has_the_classes_of_the_whole(photos, tmp_path, capsys):
+    """What is left of a class may be nothing: the others are still told from it."""
+    for number in (1, 7, 10, 13):
+        (photos / f"{number:02d}.png").write_bytes(b"no image")
+    found = evaluate(save_checkpoint("clip_hf", tmp_path / "model"), photos, tmp_path)
+    assert found["class_names"] == ["blue", "green", "red"] and found["classes_without_images"] == ["green"]
+    assert [row["num_images"] for row in found["classes"]] == [5, 0, 5]
+    assert found["metrics"]["mean_per_class_accuracy"] == pytest.approx(
+        (found["classes"][0]["accuracy"] + found["classes"][2]["accuracy"]) / 2
+    )
+    assert "1 classes have none of these images, but may be predicted: green" in capsys.readouterr().out
+
+
+def test_unlabelled_images_are_counted(photos, tmp_path):
+    lines = [json.loads(line) for line in (photos / "metadata.jsonl").read_text().splitlines()]
+    lines = [line | {"label": -1 if number in (2, 8) else line["label"]} for number, line in enumerate(lines)]
+    (photos / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "names.txt").write_text("\n".join(COLOURS))
+    options = ["--label_column", "label", "--class_names", tmp_path / "names.txt"]
+    found = evaluate(save_checkpoint("clip_hf", tmp_path / "model"), photos, tmp_path, *options)
+    assert (found["num_images"], found["num_broken"], found["num_without_text"]) == (12, 1, 2)
+    assert [row["num_images"] for row in found["classes"]] == [5, 4, 3]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no tokenizer", "tokenizer has 2 tokens, but the text tower"),
+        ("cut off", "which does not open: "),
+        ("another model", "a BertModel, but must embed images and texts, as CLIP"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_evaluated_takes_one_line(damage, message, photos, tmp_path):
+    folder = save_checkpoint("clip", tmp_path / "model")
+    if damage == "no tokenizer":
+        for file in folder.glob("tokenizer*"):
+            file.unlink()
+    elif damage == "cut off":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    else:
+        sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+        BertModel(BertConfig(hidden_size=32, **sizes)).save_pretrained(folder)
+    with pytest.raises(SystemExit) as end:
+        evaluate(folder, photos, tmp_path)
+    assert str(end.value).startswith(f"evaluate_zero_shot.py: model is {folder}") and message in str(end.value)
 
 
 def test_cifar_is_classified(test_data, tmp_path):

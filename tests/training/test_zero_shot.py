@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -115,6 +116,24 @@ def test_classes_are_those_that_the_classifier_finds(folder, metrics, tmp_path):
     expected = classification_metrics(predict(classifier(pixels), labels), labels, 3)
     assert metrics["eval_zero_shot_top_1_accuracy"] == pytest.approx(expected["top_1_accuracy"])
     assert metrics["eval_zero_shot_mean_per_class_accuracy"] == pytest.approx(expected["mean_per_class_accuracy"])
+
+
+def test_broken_images_are_counted_and_the_others_classified(folder, tmp_path):
+    whole, damaged = tmp_path / "whole", tmp_path / "damaged"
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    for place, missing in ((whole, (1, 10)), (damaged, ())):
+        shutil.copytree(folder, place)
+        kept = [line for number, line in enumerate(lines) if number not in missing]
+        (place / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    for name in ("01.png", "10.png"):
+        (damaged / name).write_bytes(b"no image")
+    options = {"zero_shot_templates": "plain"}
+    trainer = make_trainer(whole, tmp_path / "one")
+    expected = ZeroShotArguments(zero_shot_data=str(whole), **options).open(trainer.processing_class, 3)
+    found = ZeroShotArguments(zero_shot_data=str(damaged), **options).open(trainer.processing_class, 3, 1)
+    model = trainer.model.eval()
+    assert expected(model)["num_broken"] == 0
+    assert found(model) == pytest.approx(expected(model) | {"num_broken": 2})
 
 
 def test_the_best_checkpoint_can_be_that_of_the_accuracy(folder, tmp_path):

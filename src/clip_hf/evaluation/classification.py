@@ -54,17 +54,18 @@ def classification_metrics(predictions: Predictions, labels: Tensor, num_classes
     """Returns top-1 and, of more than five classes, top-5 accuracy; mean accuracy of the classes; calibration error.
 
     `intervals` holds the 95 % confidence intervals of the accuracies: Wilson's score intervals, and for the mean of
-    the classes their combination by variance estimates recovery (Zou and Donner 2008).
+    the classes their combination by variance estimates recovery (Zou and Donner 2008). The mean is of the classes that
+    have images: in a part of a data set, some may have none.
 
     Args:
         predictions: of N images.
-        labels: (N,) their right classes; each class has one image at least.
+        labels: (N,) their right classes.
         num_classes: C.
 
     Raises:
-        ValueError: there are no images, a label is out of range, or a class has none.
+        ValueError: there are no images, or a label is out of range.
     """
-    per_class = class_table(predictions, labels, num_classes)
+    per_class = [row for row in class_table(predictions, labels, num_classes) if row["num_images"]]
     num_images = len(labels)
     metrics, intervals = {}, {}
     for k in (1, 5) if num_classes > 5 else (1,):
@@ -75,8 +76,8 @@ def classification_metrics(predictions: Predictions, labels: Tensor, num_classes
     mean = float(accuracies.mean())
     metrics["mean_per_class_accuracy"] = mean
     intervals["mean_per_class_accuracy"] = (
-        max(0.0, mean - math.sqrt(((accuracies - lows) ** 2).sum()) / num_classes),
-        min(1.0, mean + math.sqrt(((highs - accuracies) ** 2).sum()) / num_classes),
+        max(0.0, mean - math.sqrt(((accuracies - lows) ** 2).sum()) / len(per_class)),
+        min(1.0, mean + math.sqrt(((highs - accuracies) ** 2).sum()) / len(per_class)),
     )
     return metrics | {"expected_calibration_error": calibration_error(predictions), "intervals": intervals}
 
@@ -93,6 +94,8 @@ def describe_metrics(metrics: dict[str, Any]) -> str:
 def class_table(predictions: Predictions, labels: Tensor, num_classes: int) -> list[dict[str, Any]]:
     """Returns for each class its number, its images, their accuracy with its interval, and what it is taken for most.
 
+    Of a class without images, the latter are None.
+
     Args:
         predictions: of N images.
         labels: (N,) their right classes.
@@ -103,18 +106,18 @@ def class_table(predictions: Predictions, labels: Tensor, num_classes: int) -> l
     """
     table = []
     for number, row in enumerate(confusion_matrix(predictions, labels, num_classes)):
-        low, high = wilson_interval(int(row[number]), int(row.sum()))
+        num_images, num_right = int(row.sum()), int(row[number])
+        low, high = wilson_interval(num_right, num_images) if num_images else (None, None)
         mistakes = row.copy()
         mistakes[number] = 0
-        taken_for = int(mistakes.argmax()) if mistakes.any() else None
         table.append(
             {
                 "class": number,
-                "num_images": int(row.sum()),
-                "accuracy": float(row[number] / row.sum()),
+                "num_images": num_images,
+                "accuracy": num_right / num_images if num_images else None,
                 "low": low,
                 "high": high,
-                "taken_for": taken_for,
+                "taken_for": int(mistakes.argmax()) if mistakes.any() else None,
             }
         )
     return table
@@ -136,11 +139,7 @@ def confusion_matrix(predictions: Predictions, labels: Tensor, num_classes: int)
     if not 0 <= labels.min() <= labels.max() < num_classes:
         raise ValueError(f"labels reach from {labels.min()} to {labels.max()}, but must be in [0, {num_classes})")
     pairs = labels.cpu() * num_classes + predictions.classes.cpu()
-    confusion = torch.bincount(pairs, minlength=num_classes**2).unflatten(0, (num_classes, num_classes)).numpy()
-    empty = np.flatnonzero(confusion.sum(axis=1) == 0)
-    if len(empty):
-        raise ValueError(f"{len(empty)} of {num_classes} classes have no image: {', '.join(map(str, empty[:10]))}")
-    return confusion
+    return torch.bincount(pairs, minlength=num_classes**2).unflatten(0, (num_classes, num_classes)).numpy()
 
 
 def wilson_interval(num_right: int, number: int) -> tuple[float, float]:

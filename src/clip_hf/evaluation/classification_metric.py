@@ -15,7 +15,7 @@ calibration error in 15 bins. Of classes with equal scores, the one named first 
 INPUTS = """
 Args:
     predictions: the logits (classes,) of each image.
-    references: the number of its right class; every class occurs.
+    references: the number of its right class; the mean is of the classes that occur.
 
 Returns:
     top_1_accuracy, top_5_accuracy (of more than five classes), mean_per_class_accuracy, expected_calibration_error,

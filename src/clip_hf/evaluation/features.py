@@ -1,11 +1,15 @@
 """Features of a data set, computed once for a model and kept on disk.
 
 Images are taken in chunks of a fixed number. The file of a chunk is named after a digest of all that its features
-depend on: the contents of its images, the weights, what prepares the images, the versions of the libraries. What
-changed has another name, so a stale file is never read, and what did not change is never computed again, whatever else
-did. Processes share the chunks among themselves and must see the same folder.
+depend on: the contents of its images, the weights, what prepares the images, the code of this package, the versions
+of the libraries. What changed has another name, so a stale file is never read, and what did not change is never
+computed again, whatever else did. Processes share the chunks among themselves and must see the same folder.
 
 Equal images, and equal texts, have equal features to the last bit, wherever in the data set they stand.
+
+Features are float32, of which the last bits depend on the device and, as the libraries choose their kernels by it, on
+the batch size: 2e-7 of a unit embedding. Chunks are divided into batches alike whatever the number of processes, and
+what is on disk stays as it was first computed.
 
 Shapes: N images or texts, D width of the features.
 """
@@ -13,8 +17,10 @@ Shapes: N images or texts, D width of the features.
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -27,11 +33,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from clip_hf.distributed import rank, world_size
+from clip_hf.evaluation import embedding
 from clip_hf.evaluation.embedding import Embedder, fingerprint
+from clip_hf.model import image_decoding_clip_hf
+from clip_hf.model.image_decoding_clip_hf import ImageDecodingError, decode_image
 
 IMAGES_PER_CHUNK = 512
 TEXTS_PER_CHUNK = 8192
-VERSIONS = ("clip_hf", "torch", "transformers", "tokenizers", "pillow")
+VERSIONS = ("clip_hf", "torch", "transformers", "tokenizers", "sentencepiece", "ftfy", "pillow")
 T = TypeVar("T")
 
 
@@ -64,6 +73,7 @@ class ImageFeatures(NamedTuple):
         texts: N lists of captions.
         features: (N, D), float32.
         broken: "id" and "reason" of the others.
+        bare: names of those that were left out for want of a text.
     """
 
     places: list[int]
@@ -71,24 +81,28 @@ class ImageFeatures(NamedTuple):
     texts: list[list[str]]
     features: Tensor
     broken: list[dict[str, str]]
+    bare: list[str] = []
 
-    def with_texts(self) -> "ImageFeatures":
-        """Returns the images that have a text; the others are then among the broken ones.
+    def with_texts(self, is_text: Callable[[str], object] = bool) -> "ImageFeatures":
+        """Returns the images that have a text; the others are then the bare ones.
+
+        Args:
+            is_text: whether a text is one, such as the label of a class.
 
         Raises:
             ValueError: no image has one.
         """
-        whole = [row for row, texts in enumerate(self.texts) if texts]
+        texts = [[text for text in some if is_text(text)] for some in self.texts]
+        whole = [row for row, some in enumerate(texts) if some]
         if not whole:
             raise ValueError(f"not one of {len(self.ids)} images has a text")
-        bare = [id_ for id_, texts in zip(self.ids, self.texts, strict=True) if not texts]
-        broken = self.broken + [{"id": id_, "reason": f"{id_}: it has no text"} for id_ in bare]
         return ImageFeatures(
             [self.places[row] for row in whole],
             [self.ids[row] for row in whole],
-            [self.texts[row] for row in whole],
+            [texts[row] for row in whole],
             self.features[whole],
-            broken,
+            self.broken,
+            [id_ for id_, some in zip(self.ids, texts, strict=True) if not some],
         )
 
 
@@ -133,6 +147,7 @@ class FeatureCache:
         if len(broken) == len(samples):
             raise ValueError(f"not one of {len(samples)} images can be read; the first: {broken[0]['reason']}")
         features = torch.cat([_read(chunk.file) for chunk in chunks if chunk.places])
+        assert len(features) == sum(len(chunk.places) for chunk in chunks)
         first: dict[bytes, int] = {}
         digests = (digest for chunk in chunks for digest in chunk.digests)
         features = features[[first.setdefault(digest, row) for row, digest in enumerate(digests)]]
@@ -173,26 +188,36 @@ class FeatureCache:
         if file.is_file():
             self.embedder.advance(len(places))
         else:
-            _, features, unread = self.embedder.embed_images([image for _, image in inputs], before_projection)
-            _write(file, features, unread)
-        unread = _read_broken(file)
-        unread_ids = {entry["id"] for entry in unread}
-        whole = [number for number, (_, image) in enumerate(inputs) if image.id not in unread_ids]
+            _write(file, *self._embed([image for _, image in inputs], before_projection))
+        unread = _read_unread(file)
+        broken += [{"id": inputs[int(row)][1].id, "reason": reason} for row, reason in unread.items()]
+        whole = [row for row in range(len(inputs)) if str(row) not in unread]
         return _Chunk(
             file,
-            [inputs[number][0] for number in whole],
-            [inputs[number][1].id for number in whole],
-            [texts[number] for number in whole],
-            [digests[number] for number in whole],
-            broken + unread,
+            [inputs[row][0] for row in whole],
+            [inputs[row][1].id for row in whole],
+            [texts[row] for row in whole],
+            [digests[row] for row in whole],
+            broken,
         )
+
+    def _embed(self, images: list[ImageInput], before_projection: bool) -> tuple[Tensor, dict[str, str]]:
+        """Returns the features of the images that decode, and the reasons of the others by their row."""
+        # Two tar files may both have a 0001: the embedder is given names that no two images share.
+        names = {f"{image.id}#{row}": row for row, image in enumerate(images)}
+        named = [ImageInput(name, image.value) for name, image in zip(names, images, strict=True)]
+        _, features, broken = self.embedder.embed_images(named, before_projection)
+        unread = {names[entry["id"]]: entry for entry in broken}
+        return features, {
+            str(row): entry["reason"].replace(entry["id"], images[row].id) for row, entry in unread.items()
+        }
 
     def _text_chunk(self, texts: list[str]) -> Path:
         file = self._file("text", texts)
         if file.is_file():
             self.embedder.advance(len(texts))
         else:
-            _write(file, self.embedder.embed_texts(texts), [])
+            _write(file, self.embedder.embed_texts(texts), {})
         return file
 
     def _file(self, modality: str, contents: list[Any]) -> Path:
@@ -211,7 +236,8 @@ def describe_model(embedder: Embedder) -> dict[str, Any]:
         "image_processor": embedder.image_processor and embedder.image_processor.to_dict(),
         "tokenizer": tokenizer and _describe_tokenizer(tokenizer),
         "device": model.device.type,
-        "versions": {package: version(package) for package in VERSIONS},
+        "code": _digest_code(),
+        "versions": {package: _version(package) for package in VERSIONS},
     }
     return json.loads(json.dumps(facts, default=str, sort_keys=True))
 
@@ -227,7 +253,32 @@ def digest_parts(embedder: Embedder) -> dict[str, str]:
     }
 
 
+@cache
+def _digest_code() -> str:
+    """Returns a digest of the code that features come from: between two releases it changes under one version."""
+    folder = Path(image_decoding_clip_hf.__file__).parent
+    digest = hashlib.blake2b(digest_size=16)
+    for file in [*sorted(folder.glob("*.py")), Path(embedding.__file__), Path(__file__)]:
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    if not hasattr(tokenizer, "backend_tokenizer"):  # SigLIP's, of SentencePiece
+        with tempfile.TemporaryDirectory() as folder:
+            files = [Path(file) for file in tokenizer.save_vocabulary(folder)]
+            rules: dict[str, Any] = {file.name: hashlib.blake2b(file.read_bytes()).hexdigest() for file in files}
+        options = {
+            name: value for name, value in tokenizer.init_kwargs.items() if "file" not in name and "path" not in name
+        }
+        return rules | {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "options": options}
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for state in ("truncation", "padding"):  # what the last call asked for
         rules.pop(state)
@@ -235,17 +286,22 @@ def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
 
 
 def digest_image(image: Any) -> bytes:
-    """Returns a digest of an image's file, or of its pixels where it has none.
+    """Returns a digest of an image's file, or of its pixels, upright and in RGB, where it has none.
 
     Args:
         image: path, bytes or PIL image.
     """
+    content = b""  # of what does not open: whoever decodes it says what is wrong
     if isinstance(image, PillowImage):
-        content = f"{image.mode} {image.size}".encode() + image.tobytes()
+        try:
+            decoded = decode_image(image)
+            content = f"{decoded.size}".encode() + decoded.tobytes()
+        except ImageDecodingError:
+            pass
     elif isinstance(image, bytes):
         content = image
-    else:
-        content = Path(image).read_bytes() if Path(image).is_file() else b""  # whoever decodes it says what is wrong
+    elif Path(image).is_file():
+        content = Path(image).read_bytes()
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
@@ -259,9 +315,9 @@ def _share(items: Sequence[Any], compute: Callable[[Any], T]) -> list[T]:
     return [gathered[number % world_size()][number // world_size()] for number in range(len(items))]
 
 
-def _write(file: Path, features: Tensor, broken: list[dict[str, str]]) -> None:
+def _write(file: Path, features: Tensor, unread: dict[str, str]) -> None:
     partial_file = file.with_suffix(f".partial-{os.getpid()}")
-    save_file({"features": features.contiguous()}, partial_file, {"broken": json.dumps(broken)})
+    save_file({"features": features.contiguous()}, partial_file, {"unread": json.dumps(unread)})
     partial_file.replace(file)
 
 
@@ -269,6 +325,6 @@ def _read(file: Path) -> Tensor:
     return load_file(file)["features"]
 
 
-def _read_broken(file: Path) -> list[dict[str, str]]:
+def _read_unread(file: Path) -> dict[str, str]:
     with safe_open(file, "pt") as content:
-        return json.loads(content.metadata()["broken"])
+        return json.loads(content.metadata()["unread"])

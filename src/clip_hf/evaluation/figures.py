@@ -1,4 +1,4 @@
-"""Pictures of results: what a model finds, what it mistakes, and how much it learns from few examples."""
+"""Images of results: what a model finds, what it mistakes, and how much it learns from few examples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from clip_hf.evaluation.features import ImageFeatures, Samples
 from clip_hf.evaluation.retrieval import most_similar
 from clip_hf.model.image_decoding_clip_hf import decode_image
 
-RIGHT, WRONG, PLAIN = "green", "firebrick", "black"
+RIGHT, WRONG, MISSED, PLAIN = "green", "firebrick", "blue", "black"
 MAX_NAMED_CLASSES = 60
 MAX_NUMBERED_CLASSES = 20
 CHARACTERS_PER_LINE = 44
@@ -85,18 +85,36 @@ def draw_answers(path: Path, samples: Samples, images: ImageFeatures, texts: Ten
     captions = [(text, row) for row, captions in enumerate(images.texts) for text in captions]
     shown = []
     queries = _evenly_spread(len(images.ids), num_queries)
-    for row, answers in zip(queries, most_similar(images.features[queries], texts, NUM_ANSWERS)[1], strict=True):
-        found = [captions[answer] for answer in answers]
-        lines = [Caption(text, RIGHT if owner == row else WRONG) for text, owner in found]
+    values, answers = most_similar(images.features[queries], texts, NUM_ANSWERS)
+    for row, scores, found in zip(queries, values, answers.tolist(), strict=True):
+        lines = [
+            Caption(f"{score:.3f} {captions[answer][0]}", RIGHT if captions[answer][1] == row else WRONG)
+            for score, answer in zip(scores, found, strict=True)
+        ]
+        own = [number for number, (_, owner) in enumerate(captions) if owner == row]
+        if not set(own) & set(found):  # the best of what it should have found
+            score, best = (column[0, 0] for column in most_similar(images.features[[row]], texts[own], 1))
+            lines.append(Caption(f"{score:.3f} {captions[own[best]][0]}", MISSED))
         shown.append(Picture(samples[images.places[row]]["image"], lines))
     rows = [("Images, and the texts that they find", shown)]
     queries = _evenly_spread(len(captions), num_queries)
-    for query, answers in zip(queries, most_similar(texts[queries], images.features, NUM_ANSWERS)[1], strict=True):
+    values, answers = most_similar(texts[queries], images.features, NUM_ANSWERS)
+    for query, scores, found in zip(queries, values.tolist(), answers.tolist(), strict=True):
         text, row = captions[query]
-        marks = [[Caption("the image of this text", RIGHT)] if answer == row else [] for answer in answers]
-        found = [samples[images.places[answer]]["image"] for answer in answers]
-        rows.append((text, [Picture(*both) for both in zip(found, marks, strict=True)]))
-    draw_sheet(path, f"The {NUM_ANSWERS} best answers to some queries", rows)
+        marked = [
+            (answer, score, RIGHT if answer == row else WRONG) for answer, score in zip(found, scores, strict=True)
+        ]
+        if row not in found:
+            marked.append((row, float(texts[query].double() @ images.features[row].double()), MISSED))
+        pictures = [
+            Picture(samples[images.places[answer]]["image"], [Caption(f"{score:.3f}", colour)])
+            for answer, score, colour in marked
+        ]
+        rows.append((text, pictures))
+    title = (
+        f"The {NUM_ANSWERS} best answers to some queries, with their similarities: green right, red wrong, blue missed"
+    )
+    draw_sheet(path, title, rows)
 
 
 def _evenly_spread(number: int, most: int) -> list[int]:
@@ -130,7 +148,7 @@ def draw_confusion(path: Path, title: str, confusion: np.ndarray, class_names: S
         class_names: C names.
     """
     num_classes = len(class_names)
-    shares = confusion / confusion.sum(axis=1, keepdims=True)
+    shares = confusion / confusion.sum(axis=1, keepdims=True).clip(min=1)  # a class may have no images
     side = min(3.5 + 0.45 * num_classes, 16)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()

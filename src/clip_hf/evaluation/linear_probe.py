@@ -2,7 +2,8 @@
 
 Logistic regression by L-BFGS, at most 1,000 iterations, on the features before the projection. Its L2 penalty is the
 best on a validation split: of seven from 1e-6 to 1e6, then of those halfway between the best and its neighbours, and
-so on down to an eighth of a decade. The classifier that is tested learns from training and validation images together.
+so on down to an eighth of a decade, none of them beyond the seven. The classifier that is tested learns from training
+and validation images together.
 
 Shapes: N images, D width of the features, C classes.
 """
@@ -16,6 +17,7 @@ import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+from tqdm import tqdm
 from transformers.utils import logging
 
 from clip_hf.evaluation.classification import Predictions, predict
@@ -47,6 +49,24 @@ class Split(NamedTuple):
         return Split(self.features[rows], self.labels[rows])
 
 
+def check_training(train: Split, class_names: Sequence[str], source: str) -> None:
+    """Raises ValueError unless there are two classes, and training images of each.
+
+    Args:
+        train: what a classifier is to learn from.
+        class_names: C names.
+        source: of the images, for the message.
+    """
+    if len(class_names) < 2:
+        raise ValueError(f"{source}: a classifier needs two classes, but there is only {class_names[0]}")
+    missing = [name for row, name in enumerate(class_names) if not (train.labels == row).any()]
+    if missing:
+        raise ValueError(
+            f"{source}: {len(missing)} of {len(class_names)} classes have no image to learn from, the first: "
+            f"{', '.join(missing[:10])}. Raise the limit, or repair the images"
+        )
+
+
 def fit(train: Split, penalty: float) -> LogisticRegression:
     """Returns the classifier with an L2 penalty (the paper's lambda, 1 / C in scikit-learn)."""
     classifier = LogisticRegression(C=1 / penalty, max_iter=MAX_ITERATIONS)
@@ -76,16 +96,19 @@ def choose_penalty(train: Split, validation: Split) -> tuple[float, dict[float, 
         validation: what they are compared on.
     """
     accuracies: dict[float, float] = {}
+    bar = tqdm(disable=None, leave=False, desc="Penalties")
 
     def best_of(exponents: Sequence[float]) -> float:
         for exponent in exponents:
-            if exponent not in accuracies:
+            if exponent not in accuracies and COARSE_EXPONENTS[0] <= exponent <= COARSE_EXPONENTS[-1]:
                 accuracies[exponent] = accuracy_of(fit(train, 10**exponent), validation)
+                bar.update()
         return max(accuracies, key=lambda exponent: (accuracies[exponent], exponent))
 
     best, step = best_of(COARSE_EXPONENTS), (COARSE_EXPONENTS[1] - COARSE_EXPONENTS[0]) / 2
     while step >= FINEST_STEP:
         best, step = best_of((best - step, best + step)), step / 2
+    bar.close()
     return 10**best, {10**exponent: accuracies[exponent] for exponent in sorted(accuracies)}
 
 
@@ -133,6 +156,7 @@ def few_shot_curve(
     if max(shots) > most:
         logger.warning(f"The smallest class has {most} training images: the few-shot curve ends there")
     curve = []
+    bar = tqdm(total=num_draws * sum(number <= most for number in shots), disable=None, desc="Few-shot curve")
     for number in (number for number in shots if number <= most):
         accuracies, penalties = [], []
         for draw in range(num_draws):
@@ -141,6 +165,7 @@ def few_shot_curve(
             penalty, _ = choose_penalty(some, validation)
             penalties.append(penalty)
             accuracies.append(accuracy_of(fit(some, penalty), test))
+            bar.update()
         mean, deviation = float(np.mean(accuracies)), float(np.std(accuracies))
         curve.append(
             {
@@ -151,6 +176,7 @@ def few_shot_curve(
                 "penalties": penalties,
             }
         )
+    bar.close()
     return curve
 
 

@@ -4,21 +4,24 @@ import json
 import os
 import sys
 from argparse import Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
 from clip_hf.distributed import rank
-from clip_hf.evaluation.class_names import ClassNames, number_classes
+from clip_hf.evaluation.class_names import Classes, ClassNames
 from clip_hf.evaluation.embedding import Embedder
 from clip_hf.evaluation.features import FeatureCache, ImageFeatures, Samples
 from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor
-from clip_hf.model_card.evaluations import digest_weights
+from clip_hf.model_card.evaluations import FOLDER, digest_weights
 
 LEAST = {"limit": 1, "batch_size": 1, "num_workers": 0, "num_queries": 1, "num_draws": 1}
 
@@ -40,7 +43,7 @@ class EvaluationArguments:
     id_column: str | None = field(
         default=None, metadata={"help": "Column that names images; by default a usual name."}
     )
-    limit: int | None = field(default=None, metadata={"help": "Only so many images, evenly spread over the data."})
+    limit: int | None = field(default=None, metadata={"help": "Only so many images, drawn evenly over the data."})
     batch_size: int = field(default=64, metadata={"help": "Images or texts at a time."})
     num_workers: int = field(default=2, metadata={"help": "Processes that decode images, for each process."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
@@ -49,11 +52,22 @@ class EvaluationArguments:
     device: str | None = field(default=None, metadata={"help": "Such as cpu or cuda:1; by default a GPU if there is."})
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a number that is too small; scripts have more of them."""
+        """Raises ValueError for a folder of a model, or a number that is too small; scripts have more of them."""
+        if (self.output_dir / "config.json").is_file():
+            raise ValueError(
+                f"output_dir is {self.output_dir}, a model's folder, where results.json is of its training: write to "
+                f"{self.output_dir / FOLDER / 'NAME'}, and the figures are on the model's page, too"
+            )
         for name, least in LEAST.items():
             value = vars(self).get(name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}, but must be at least {least}")
+        if self.device is not None:
+            try:
+                torch.empty(0, device=self.device)
+            except (RuntimeError, AssertionError) as error:  # CUDA's own are several lines
+                reason = str(error).partition("\n")[0]
+                raise ValueError(f"device is {self.device}, which cannot be used: {reason}") from error
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
@@ -88,20 +102,40 @@ def run(main: Callable[[Any], None], arguments: type[EvaluationArguments], descr
 
 
 def open_features(args: EvaluationArguments) -> FeatureCache:
-    """Returns the features of the model, which is loaded onto this process's device."""
+    """Returns the features of the model, which is loaded onto this process's device.
+
+    Args:
+        args: of the script.
+
+    Raises:
+        ValueError: the checkpoint does not open, has no image and text tower, or its tokenizer is another model's.
+    """
     device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
-    model: PreTrainedModel = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(device)
-    image_processor = AutoImageProcessor.from_pretrained(args.model)
-    if type(image_processor).__name__.startswith("CLIPImageProcessor"):
-        # transformers crops some sizes a pixel beside where OpenAI does: a model would score another figure here than
-        # its copy in transformers' layout.
-        image_processor = ClipHfImageProcessor.from_pretrained(args.model)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    return FeatureCache(Embedder(model, image_processor, tokenizer, args.batch_size, args.num_workers), args.cache_dir)
+    try:
+        model: PreTrainedModel = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
+        image_processor = AutoImageProcessor.from_pretrained(args.model)
+        if type(image_processor).__name__.startswith("CLIPImageProcessor"):
+            # transformers crops some sizes a pixel beside where OpenAI does: a model would score another figure here
+            # than its copy in transformers' layout.
+            image_processor = ClipHfImageProcessor.from_pretrained(args.model)
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        raise ValueError(f"model is {args.model}, which does not open: {error}") from error
+    if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
+        raise ValueError(f"model is {args.model}, a {type(model).__name__}, but must embed images and texts, as CLIP")
+    vocab_size = model.config.get_text_config().vocab_size
+    # Some vocabularies are rounded up. Without files of a tokenizer, transformers returns an empty one.
+    if not vocab_size / 2 < len(tokenizer) <= vocab_size:
+        raise ValueError(
+            f"model is {args.model}, whose tokenizer has {len(tokenizer):,} tokens, but the text tower "
+            f"{vocab_size:,}: save the tokenizer it was trained with beside its weights"
+        )
+    embedder = Embedder(model.to(device), image_processor, tokenizer, args.batch_size, args.num_workers)
+    return FeatureCache(embedder, args.cache_dir)
 
 
 class EvenlySpread:
-    """Some samples of many, at equal distances: data sets are often sorted by class.
+    """Some samples of many, one drawn from each of as many equal parts: data may be sorted by class, or periodic.
 
     Args:
         samples: of which to take some.
@@ -109,33 +143,38 @@ class EvenlySpread:
     """
 
     def __init__(self, samples: Samples, limit: int | None) -> None:
-        self.samples, self.size = samples, min(limit or len(samples), len(samples))
+        size = min(limit or len(samples), len(samples))
+        generator = np.random.default_rng(0)
+        ends = pairwise(part * len(samples) // size for part in range(size + 1))
+        self.samples, self.places = samples, [int(generator.integers(*both)) for both in ends]
 
     def __len__(self) -> int:
-        return self.size
+        return len(self.places)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Returns a sample."""
-        return self.samples[index * len(self.samples) // self.size]
+        return self.samples[self.places[index]]
 
     def sample_id(self, index: int) -> str:
         """Returns the name of a sample."""
-        return self.samples.sample_id(index * len(self.samples) // self.size)
+        return self.samples.sample_id(self.places[index])
 
 
-def check_labels(source: Any, args: Any, class_names: ClassNames | None) -> None:
-    """Finds mistakes in the labels of a source before an image of it is embedded.
+def find_classes(source: Any, class_names: ClassNames | None, *, names_are_prompts: bool = True) -> Classes:
+    """Returns the classes of all of a source, before an image of it is embedded.
 
     Args:
         source: `data.samples.Samples`.
-        args: of the script. Under a limit, nothing is checked: the labels are then few.
-        class_names: as of `number_classes`.
+        class_names: as of `Classes.find`.
+        names_are_prompts: as of `Classes.find`.
 
     Raises:
-        ValueError: as `number_classes`.
+        ValueError: as `Classes.find`; the message names the source.
     """
-    if args.limit is None:
-        number_classes(list(source.all_captions()), class_names)
+    try:
+        return Classes.find(source.all_captions(), class_names, names_are_prompts=names_are_prompts)
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from error
 
 
 def write_results(
@@ -157,19 +196,34 @@ def write_results(
         "weights_digest": digest_weights(Path(args.model)),
         "weights": cache.model_facts["weights"],
         "versions": cache.model_facts["versions"],
-        "num_images": len(images.ids),
-        "num_broken": len(images.broken),
     }
-    text = json.dumps(facts | results | {"broken": images.broken}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(facts | results | count_images(images), indent=2, ensure_ascii=False) + "\n"
     (args.output_dir / "results.json").write_text(text, encoding="utf-8")
 
 
-def describe_broken(images: ImageFeatures) -> str:
-    """Returns what stands beside a figure: how many images it is of, and how many could not be read."""
-    if not images.broken:
-        return f"{len(images.ids):,} images"
-    number, first = len(images.broken), images.broken[0]["reason"]
-    return f"{len(images.ids):,} images; {number:,} more could not be read, the first: {first}"
+def count_images(images: ImageFeatures) -> dict[str, Any]:
+    """Returns how many images a figure is of and how many it is not of, and why."""
+    counts: dict[str, Sequence[Any]] = {
+        "num_images": images.ids,
+        "num_broken": images.broken,
+        "num_without_text": images.bare,
+    }
+    return {**{name: len(some) for name, some in counts.items()}, "broken": images.broken}
+
+
+def describe_images(images: ImageFeatures) -> str:
+    """Returns what stands beside a figure: how many images it is of, and how many could not be read or lack a text."""
+    parts = [f"{len(images.ids):,} images"]
+    if images.broken:
+        parts.append(f"{len(images.broken):,} more could not be read, the first: {images.broken[0]['reason']}")
+    if images.bare:
+        parts.append(f"{len(images.bare):,} more have no caption or label, the first: {images.bare[0]}")
+    return "; ".join(parts)
+
+
+def describe_files(folder: Path, names: Sequence[str]) -> str:
+    """Returns which files a script has written: there is no sheet of mistakes where there are none."""
+    return f"{folder}: {', '.join(name for name in names if (folder / name).exists())}"
 
 
 def is_writer() -> bool:

@@ -6,6 +6,7 @@ are passed over.
 
 from pathlib import Path
 
+from clip_hf.evaluation.class_names import read_text
 from clip_hf.model.zero_shot_clip_hf import check_templates
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
@@ -53,7 +54,7 @@ def load_templates(source: str) -> tuple[str, ...]:
         return TEMPLATES[source]
     if not Path(source).is_file():
         raise ValueError(f"templates is '{source}', but must be one of {', '.join(TEMPLATES)}, or a file of templates")
-    lines = [line.strip() for line in Path(source).read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in read_text(source).splitlines()]
     try:
         return check_templates([line for line in lines if line and not line.startswith("#")])
     except ValueError as error:

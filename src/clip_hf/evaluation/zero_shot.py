@@ -1,5 +1,8 @@
 """Zero-shot classification from kept features.
 
+Probabilities are the softmax over the classes: for SigLIP, too, which was trained with a sigmoid for each pair. Its
+calibration error is that of a choice among the classes, not of its own probabilities.
+
 Shapes: N images, C classes, E joint embedding.
 """
 
@@ -7,9 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from clip_hf.evaluation.classification import Predictions, predict
 from clip_hf.evaluation.features import FeatureCache
+from clip_hf.model.modeling_clip_hf import MAX_SCALE
 from clip_hf.model.text_weights_clip_hf import TEXT_TOWERS
 from clip_hf.model.zero_shot_clip_hf import ZeroShotClassifier, check_class_names, check_templates
 
@@ -52,7 +57,7 @@ def classify(features: Tensor, weights: Tensor, scale: float, labels: Tensor) ->
     return Predictions(*(torch.cat(part) for part in zip(*predictions, strict=True)))
 
 
-def scale_of(cache: FeatureCache) -> float:
-    """Returns the factor that a model multiplies similarities by."""
-    model = cache.embedder.model
-    return (model.scale if model.config.model_type == "clip_hf" else model.logit_scale.exp()).item()
+def scale_of(model: PreTrainedModel) -> float:
+    """Returns the factor that a model multiplies similarities by; of a `ClipHfModel`, 100 at most."""
+    scale = model.logit_scale.detach().double().exp().item()
+    return min(scale, MAX_SCALE) if model.config.model_type == "clip_hf" else scale

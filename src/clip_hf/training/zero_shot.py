@@ -1,8 +1,11 @@
 """Zero-shot classification of labelled images while a model is trained (CLIP paper, section 3.1)."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from clip_hf.data.augmentation import evaluation_pixels
@@ -10,10 +13,13 @@ from clip_hf.data.columns import Columns
 from clip_hf.data.samples import Samples
 from clip_hf.data.sources import open_source
 from clip_hf.distributed import all_gather, rank, world_size
-from clip_hf.evaluation.class_names import ClassNames, number_classes, read_class_names
-from clip_hf.evaluation.classification import Predictions, classification_metrics, predict
+from clip_hf.evaluation.class_names import Classes, ClassNames, read_class_names
+from clip_hf.evaluation.classification import classification_metrics
 from clip_hf.evaluation.templates import load_templates
-from clip_hf.model.zero_shot_clip_hf import ZeroShotClassifier, check_templates
+from clip_hf.evaluation.zero_shot import classify, scale_of
+from clip_hf.model.zero_shot_clip_hf import ZeroShotClassifier, check_templates, embed_images
+
+UNLABELLED, BROKEN = -1, -2
 
 
 @dataclass
@@ -39,12 +45,13 @@ class ZeroShotArguments:
             raise ValueError("zero_shot_class_names is given, but no images: give zero_shot_data as well")
         load_templates(self.zero_shot_templates)
 
-    def open(self, processor: ProcessorMixin, batch_size: int) -> "ZeroShotEvaluation | None":
+    def open(self, processor: ProcessorMixin, batch_size: int, num_workers: int = 0) -> "ZeroShotEvaluation | None":
         """Returns the evaluation, None where there is no data.
 
         Args:
             processor: the model's.
             batch_size: images, and prompts, at a time.
+            num_workers: processes that decode images, for each process.
 
         Raises:
             ValueError: as `open_source`, `read_class_names` and `ZeroShotEvaluation`.
@@ -54,7 +61,8 @@ class ZeroShotArguments:
         names = None if self.zero_shot_class_names is None else read_class_names(self.zero_shot_class_names)
         columns = Columns(text=self.zero_shot_label_column)
         samples = open_source(self.zero_shot_data, columns, split="evaluation")
-        return ZeroShotEvaluation(samples, processor, batch_size, names, load_templates(self.zero_shot_templates))
+        templates = load_templates(self.zero_shot_templates)
+        return ZeroShotEvaluation(samples, processor, batch_size, names, templates, num_workers)
 
 
 class ZeroShotEvaluation:
@@ -64,11 +72,12 @@ class ZeroShotEvaluation:
         samples: images whose captions are the labels; the same on every process.
         processor: the model's.
         batch_size: images, and prompts, at a time.
-        class_names: as of `number_classes`.
+        class_names: as of `Classes.find`.
         templates: as in `ZeroShotClassifier`.
+        num_workers: processes that decode images, for each process.
 
     Raises:
-        ValueError: as `number_classes` and `ZeroShotClassifier`.
+        ValueError: as `Classes.find` and `ZeroShotClassifier`.
     """
 
     def __init__(
@@ -78,37 +87,68 @@ class ZeroShotEvaluation:
         batch_size: int,
         class_names: ClassNames | None = None,
         templates: tuple[str, ...] = ("a photo of a {}.",),
+        num_workers: int = 0,
     ) -> None:
-        self.class_names, self.labels = number_classes(list(samples.all_captions()), class_names)
-        if len(self.labels) != len(samples):
-            raise ValueError(f"{samples.name} has {len(samples)} images, but {len(self.labels)} labels")
+        self.classes = Classes.find(samples.all_captions(), class_names)
         self.templates = check_templates(templates)
-        self._samples, self._processor, self._batch_size = samples, processor, batch_size
+        self._images = _LabelledImages(samples, self.classes, processor)
+        self._tokenizer = processor.tokenizer
+        self._batch_size, self._num_workers = batch_size, num_workers
 
     @torch.no_grad()
     def __call__(self, model: PreTrainedModel) -> dict[str, float]:
-        """Returns the accuracies of `classification_metrics`; all processes call it.
+        """Returns the accuracies of `classification_metrics`, and `num_broken` images; all processes call it.
 
         Args:
             model: whole on every process, in evaluation mode.
 
         Raises:
-            ValueError: an image cannot be read.
+            ValueError: not one image can be read.
         """
-        tokenizer = self._processor.tokenizer
+        names = self.classes.names
         classifier = ZeroShotClassifier.from_class_names(
-            model, tokenizer, self.class_names, self.templates, self._batch_size
+            model, self._tokenizer, names, self.templates, self._batch_size
         )
-        # Every process has as many, so that none waits for another; what comes twice is left out below.
-        num_rows = -(-len(self.labels) // world_size())
-        rows = torch.arange(rank() * num_rows, (rank() + 1) * num_rows) % len(self.labels)
-        found = [self._classify(classifier, some) for some in rows.split(self._batch_size)]
-        parts = (torch.cat(part).to(model.device) for part in zip(*found, strict=True))
-        predictions = Predictions(*(all_gather(part)[: len(self.labels)].cpu() for part in parts))
-        metrics = classification_metrics(predictions, self.labels, len(self.class_names))
-        return {name: value for name, value in metrics.items() if name.endswith("accuracy")}
+        # Every process has as many rows, so that all send as much; what is past the end stays without a label.
+        num_rows = -(-len(self._images) // world_size())
+        rows = range(rank() * num_rows, min((rank() + 1) * num_rows, len(self._images)))
+        features = classifier.weights.new_zeros(num_rows, classifier.weights.shape[1])
+        labels = torch.full((num_rows,), UNLABELLED, device=features.device)
+        loader: DataLoader[Any] = DataLoader(
+            Subset(self._images, rows), self._batch_size, num_workers=self._num_workers, collate_fn=list
+        )
+        for number, batch in enumerate(loader):
+            here = slice(number * self._batch_size, number * self._batch_size + len(batch))
+            labels[here] = torch.tensor([label for label, _ in batch], device=labels.device)
+            pixels = [pixels for _, pixels in batch if pixels is not None]
+            if pixels:
+                embeds = embed_images(model, torch.stack(pixels).to(model.device))
+                features[here][labels[here] >= 0] = embeds.to(features.dtype)
+        features, labels = all_gather(features).cpu(), all_gather(labels).cpu()
+        known = labels >= 0
+        weights = classifier.weights.cpu()
+        predictions = classify(features[known], weights, scale_of(model), labels[known])
+        metrics = classification_metrics(predictions, labels[known], len(names))
+        accuracies = {name: value for name, value in metrics.items() if name.endswith("accuracy")}
+        return accuracies | {"num_broken": int((labels == BROKEN).sum())}
 
-    def _classify(self, classifier: ZeroShotClassifier, rows: torch.Tensor) -> Predictions:
-        images = (self._samples[row]["image"] for row in rows.tolist())
-        pixels = torch.stack([evaluation_pixels(image, self._processor.image_processor) for image in images])
-        return predict(classifier(pixels.to(classifier.model.device)), self.labels[rows].to(classifier.model.device))
+
+class _LabelledImages(Dataset):
+    """The class of each image with its pixels (3, H, W), or the reason why it has none, and None."""
+
+    def __init__(self, samples: Samples, classes: Classes, processor: ProcessorMixin) -> None:
+        self._samples, self._classes, self._processor = samples, classes, processor
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None]:
+        try:
+            sample = self._samples[index]
+            texts = [text for text in sample["captions"] if self._classes.holds(text)]
+            if not texts:
+                return UNLABELLED, None
+            pixels = evaluation_pixels(sample["image"], self._processor.image_processor)
+        except (ValueError, OSError):
+            return BROKEN, None
+        return int(self._classes.of([texts])[0]), pixels
