@@ -228,6 +228,8 @@ def _check_tower(model_config: dict[str, Any], part: str) -> None:
     _require(part, tower, isinstance(tower, dict), "an object")
     known = _TOWER_FIELDS[part].keys() | _WITHOUT_EFFECT
     for name, value in model_config[part].items():
+        if name == "tokenizer_kwargs" and isinstance(value, dict):  # where its files lie changes no text
+            value = {key: option for key, option in value.items() if key != "subfolder"}
         if name not in known and value and value not in _PUBLISHED.get(name, ()):
             raise ValueError(f"OpenCLIP's configuration says {part}.{name}={value!r}, which CLIP as published has not")
     for name, value in _sizes(model_config, part).items():
