@@ -50,7 +50,7 @@ def test_what_is_recomputed_lost_the_same_patches():
         (embeds @ embeds.T).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.vision_model.parameters()])
     for checkpointed, plain in zip(*gradients, strict=True):
-        assert torch.allclose(checkpointed, plain, rtol=0, atol=1e-6)
+        assert torch.allclose(checkpointed, plain, rtol=0, atol=1e-6 * max(1.0, float(plain.abs().max())))
 
 
 def test_the_end_of_the_run_is_unmasked(tmp_path):
