@@ -5,20 +5,25 @@
 Rank 0 writes what came of each case to `folder/<name of the case>.pt`.
 """
 
+import copy
 import gc
 import itertools
 import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 
 from clip_hf import ClipHfModel
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
+from clip_hf.training.engine_args import configure_fsdp
 from tests.tiny_pairs import TinyPairs, collate
 
 BATCH_SIZE = 16
@@ -52,6 +57,7 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
         max_grad_norm=MAX_GRAD_NORM,
         logging_steps=1,
         save_strategy="no",
+        dataloader_num_workers=0,
         disable_tqdm=True,
         deepspeed=deepspeed_config(case["engine"]),
         **arguments,
@@ -89,15 +95,23 @@ def deepspeed_config(engine: str) -> dict[str, Any] | None:
 
 
 def train_fully_sharded(trainer: ClipTrainer) -> list[dict[str, float]]:
-    """FSDP2 without Trainer's loop, which knows it on accelerators alone; step and optimizer are the trainer's."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    """FSDP2 without Trainer's loop, which knows it on accelerators alone.
 
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for module in list(trainer.model.modules()):
-        if type(module).__name__ in trainer.model._no_split_modules:
-            fully_shard(module, mesh=mesh)
-    fully_shard(trainer.model, mesh=mesh)
+    The model is divided by accelerate, as it would be there; step and optimizer are the trainer's.
+    """
+    args = copy.copy(trainer.args)
+    args.fsdp = True
+    args.fsdp_plugin_args = args._process_fsdp_args()
+    configure_fsdp(args)
+    accelerator = SimpleNamespace(  # what accelerate's division of a model reads of the one that it refuses to be
+        state=SimpleNamespace(fsdp_plugin=FullyShardedDataParallelPlugin(**args.fsdp_plugin_args)),
+        device=trainer.args.device,
+        is_main_process=dist.get_rank() == 0,
+        mixed_precision="no",
+        torch_device_mesh=None,
+    )
+    fsdp2_prepare_model(accelerator, trainer.model)
+    trainer.is_fsdp_enabled = True
     optimizer = trainer.create_optimizer()
     scheduler = trainer.create_scheduler(NUM_STEPS, optimizer)
     trainer.state.max_steps = NUM_STEPS

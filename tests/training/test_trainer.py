@@ -10,6 +10,7 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, TrainerCallback, Trai
 from transformers.utils import logging
 
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
+from clip_hf.training.engines import require_engine
 from tests.tiny_models import TOWERS, tiny_model
 from tests.tiny_pairs import TinyPairs, collate
 
@@ -25,6 +26,7 @@ def make_trainer(folder, model=None, pairs=None, eval_pairs=None, callbacks=None
         "warmup_steps": 0,
         "logging_steps": 1,
         "save_strategy": "no",
+        "dataloader_num_workers": 0,
         "disable_tqdm": True,
     }
     args = ClipTrainingArguments(output_dir=str(folder), **(defaults | options))
@@ -276,7 +278,7 @@ def test_the_training_set_learns_of_each_epoch(tmp_path):
     assert sorted(set(pairs.epochs)) == [0, 1, 2]
 
 
-def test_other_arguments_models_and_engines_are_refused(tmp_path, monkeypatch):
+def test_other_arguments_models_and_engines_are_refused(tmp_path):
     with pytest.raises(ValueError, match="must be ClipTrainingArguments"):
         ClipTrainer(tiny_model("vit"), TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -289,6 +291,7 @@ def test_other_arguments_models_and_engines_are_refused(tmp_path, monkeypatch):
         ClipTrainer(tiny_model("vit"), args, compute_loss_func=lambda *_: 0)
     with pytest.raises(ValueError, match="24 pairs, fewer than the batch of all devices, 32 x 1"):
         make_trainer(tmp_path, per_device_train_batch_size=32).train()
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    trainer = make_trainer(tmp_path)
+    trainer.args.fsdp = True  # which accelerate passes over on a CPU
     with pytest.raises(ValueError, match="FSDP is asked for, but on cpu"):
-        make_trainer(tmp_path)
+        require_engine(trainer.args, trainer.accelerator)

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import HfArgumentParser, TrainingArguments
@@ -124,16 +125,20 @@ def test_texts_have_the_chunks_of_images_unless_told(tmp_path):
         ({"patch_dropout": 1.0}, "patch_dropout is 1.0"),
         ({"patch_dropout": 0.5, "image_locked_steps": -1}, "drop one of the two"),
         ({"unmasked_share": 0.1}, "there is no patch_dropout to end"),
+        ({"global_batch_size": 12.5}, "global_batch_size is 12.5, but must be a whole number"),
+        ({"grad_cache_chunk_size": [1, 2]}, r"grad_cache_chunk_size is \[1, 2\], but must be a whole number"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0, but must be at least 0"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"metric_for_best_model": "eval_loss"}, "metric_for_best_model is eval_loss"),
         ({"metric_for_best_model": "loss"}, "depends on the batch"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "launcher"),
+        ({"deepspeed": "zero2.json"}, "deepspeed is 'zero2.json', but there is no such file: scripts/deepspeed"),
     ],
 )
 def test_what_would_change_the_objective_or_cannot_work_is_refused(options, message, tmp_path, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr("clip_hf.training.training_args.find_spec", lambda name: None)  # no MPI
+    monkeypatch.setattr("clip_hf.training.engine_args.find_spec", lambda name: None)  # no MPI
     with pytest.raises(ValueError, match=message):
         make(tmp_path, **options)
 
@@ -166,7 +171,8 @@ def test_deepspeed_configurations_that_change_what_is_trained_are_refused(config
 def test_bf16_is_autocast_under_deepspeed(stage, bf16, tmp_path, launched):
     args = make(tmp_path, deepspeed=str(ROOT / "scripts" / "deepspeed" / f"{stage}.json"), bf16=bf16)
     config = args.deepspeed_plugin.deepspeed_config
-    assert config["torch_autocast"] == {"enabled": bf16, "dtype": "bfloat16"}
+    # No module's gradients are reduced in bfloat16.
+    assert config["torch_autocast"] == {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     assert args.mixed_precision == "no" and "bf16" not in config
     for key in ("reduce_bucket_size", *(["stage3_prefetch_bucket_size"] if stage.startswith("zero3") else [])):
         assert isinstance(config["zero_optimization"][key], int), "transformers' own choice is tiny for CLIP"
@@ -177,6 +183,37 @@ def test_fp16_is_refused_under_deepspeed(tmp_path, launched):
         make(tmp_path, deepspeed={"zero_optimization": {"stage": 2}}, fp16=True)
 
 
+@pytest.mark.parametrize(
+    ("engine", "option"), [("DEEPSPEED", "--deepspeed scripts/deepspeed/zero2.json"), ("FSDP", "--fsdp true")]
+)
+def test_an_engine_that_the_launcher_alone_asks_for_is_refused(engine, option, tmp_path, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(ValueError, match=f"add `{option}`"):
+        make(tmp_path)
+
+
+def test_fsdp_is_asked_for_by_a_truth_value(tmp_path):
+    assert make(tmp_path, fsdp="true").fsdp_plugin_args["fsdp_version"] == 2
+    assert make(tmp_path, fsdp="false").fsdp_plugin_args is None
+
+
+def test_an_interrupted_build_of_deepspeed_is_named(tmp_path, launched, monkeypatch):
+    """DeepSpeed would wait for the file, in silence and for ever."""
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr("clip_hf.training.engine_args.dist", SimpleNamespace(is_initialized=lambda: True))
+    monkeypatch.setattr("deepspeed.init_distributed", lambda: None)
+    warnings = []
+    monkeypatch.setattr("clip_hf.training.engine_args.logger.warning", warnings.append)
+    make(tmp_path, deepspeed={"zero_optimization": {"stage": 2}})
+    assert len(warnings) == 1 and str(lock) in warnings[0]
+    lock.unlink()
+    make(tmp_path, deepspeed={"zero_optimization": {"stage": 2}})
+    assert len(warnings) == 1
+
+
 def test_bf16_rounds_no_parameter_under_fsdp(tmp_path):
     policy = make(tmp_path, fsdp=True, bf16=True).fsdp_plugin_args["mixed_precision_policy"]
     assert policy.param_dtype is policy.output_dtype is None
@@ -185,3 +222,36 @@ def test_bf16_rounds_no_parameter_under_fsdp(tmp_path):
 def test_fsdp_1_is_refused(tmp_path):
     with pytest.raises(ValueError, match="version 2"):
         make(tmp_path, fsdp=True, fsdp_config={"version": 1})
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "expected"), [(1, 1, 1), (2, 1, 1), (2, 2, 1), (16, 1, 8), (16, 4, 3), (64, 4, 8)]
+)
+def test_data_is_prepared_by_a_share_of_the_cores(cores, processes, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert make(tmp_path).dataloader_num_workers == expected
+    assert make(tmp_path, dataloader_num_workers=0).dataloader_num_workers == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"save_steps": 2, "save_strategy": "no"}, "save_steps is 2, but save_strategy is 'no'.* add --save_strategy"),
+        ({"save_steps": 2, "save_strategy": "epoch"}, "save_steps is 2, but save_strategy is 'epoch'"),
+        ({"resume_from_checkpoint": "true", "save_strategy": "no"}, "leave nothing to continue from"),
+        (
+            {"resume_from_checkpoint": "True", "save_only_model": True},
+            "save_only_model is True, .* nothing to continue",
+        ),
+    ],
+)
+def test_checkpoints_that_would_be_missing_are_an_error(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, **options)
+
+
+def test_other_ways_to_save_and_resume_are_none(tmp_path):
+    make(tmp_path, save_steps=2, resume_from_checkpoint="true")
+    make(tmp_path, save_strategy="no", resume_from_checkpoint="outputs/run/checkpoint-2")
+    make(tmp_path, save_strategy="no", resume_from_checkpoint="false")

@@ -114,7 +114,8 @@ class ClipHfTextEmbeddings(nn.Module):
                 f"the texts are {length} tokens long, but the model has {num_positions} positions: let the tokenizer "
                 "truncate them, or add positions with extend_text_positions"
             )
-        return self.token_embedding(input_ids) + self.position_embedding[first_position:length]
+        tokens = self.token_embedding(input_ids)
+        return tokens + self.position_embedding[first_position:length].to(tokens.device)  # device_map may divide them
 
 
 class ClipHfTextModel(ClipHfPreTrainedModel):
@@ -129,7 +130,8 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
     config: ClipHfTextConfig
     main_input_name = "input_ids"
     input_modalities = ("text",)
-    _no_split_modules = ["ClipHfTextEmbeddings", "ClipHfTransformerLayer"]
+    # Not the embeddings: FSDP2 divides the token embedding by itself, as a part of its own.
+    _no_split_modules = ["ClipHfTransformerLayer"]
     _can_record_outputs = {"hidden_states": ClipHfTransformerLayer, "attentions": ClipHfAttention}
 
     def __init__(self, config: ClipHfTextConfig) -> None:

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, parse_flag_from_env
+from accelerate.utils import DistributedType
 
 from clip_hf.training.training_args import ClipTrainingArguments
 
@@ -18,14 +19,11 @@ def require_engine(args: ClipTrainingArguments, accelerator: Accelerator) -> Non
         args: of the run.
         accelerator: of the trainer.
     """
-    wants_fsdp = args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
-    if wants_fsdp and accelerator.distributed_type != DistributedType.FSDP:
+    if args.fsdp and accelerator.distributed_type != DistributedType.FSDP:
         raise ValueError(
             f"FSDP is asked for, but on {args.device.type} accelerate would train with "
             f"{accelerator.distributed_type.value} and say nothing: use FSDP on accelerators, or leave it out"
         )
-    if wants_fsdp and not accelerator.is_fsdp2:
-        raise ValueError("FSDP version 1 hides which parameters are gains and biases: set the FSDP version to 2")
 
 
 def divides_parameters(args: ClipTrainingArguments, accelerator: Accelerator) -> bool:
@@ -46,5 +44,8 @@ def compile_towers(model: "ClipHfModel", args: ClipTrainingArguments) -> None:
         model: the model.
         args: with the compiler's backend and mode.
     """
+    # DistributedDataParallel would have the compiler divide a tower at its buckets, and a chunk that is computed a
+    # second time would keep other tensors than at first.
+    torch._dynamo.config.optimize_ddp = False
     for tower in (model.vision_model, model.text_model):
         tower.compile(backend=args.torch_compile_backend, mode=args.torch_compile_mode)

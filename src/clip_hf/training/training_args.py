@@ -1,23 +1,26 @@
 """How a CLIP model is trained: transformers' arguments, the paper's defaults, and what contrastive training adds."""
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy, SchedulerType
 
+from clip_hf.training.engine_args import command, configure_deepspeed, configure_fsdp, require_engine_options
+
 DEFAULT_METRIC = "mean_recall"
 WHOLE_RUN = -1  # as a number of steps
+MOST_DATA_WORKERS = 8
 
 
-def _command() -> str:
-    return " ".join(sys.argv)
+def default_num_workers() -> int:
+    """Returns how many processes prepare a process's data: its share of the cores but one, at least 1, at most 8."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = num_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(1, share - 1), MOST_DATA_WORKERS)
 
 
 def _help(name: str) -> Mapping[str, str]:
@@ -117,6 +120,13 @@ class ClipTrainingArguments(TrainingArguments):
             "help": "Leave out the last training batch of an epoch if it is smaller. Evaluation sees all pairs."
         },
     )
+    dataloader_num_workers: int = field(
+        default_factory=default_num_workers,
+        metadata={
+            "help": "Processes that prepare data, for each process that trains; by default its share of the cores but "
+            f"one, at least 1 and at most {MOST_DATA_WORKERS}. 0 prepares it in between the steps."
+        },
+    )
     metric_for_best_model: str | None = field(
         default=None,
         metadata={"help": f"Metric by which checkpoints are compared, where they are; {DEFAULT_METRIC} by default."},
@@ -131,7 +141,8 @@ class ClipTrainingArguments(TrainingArguments):
         self._require_schedules()
         self._share_global_batch()
         self._require_one_batch_per_step()
-        self._require_launcher()
+        require_engine_options(self)
+        self._require_checkpoints()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or, under DeepSpeed, each process takes itself for the only one
         self._choose_metric()
@@ -139,13 +150,13 @@ class ClipTrainingArguments(TrainingArguments):
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process, which would split the contrastive batch among them. "
-                f"Give each GPU a process, `torchrun --nproc_per_node {self.n_gpu} {_command()}`, or show "
+                f"Give each GPU a process, `torchrun --nproc_per_node {self.n_gpu} {command()}`, or show "
                 "this one a single GPU with CUDA_VISIBLE_DEVICES"
             )
         if self.deepspeed:
-            self._configure_deepspeed()
+            configure_deepspeed(self)
         elif self.fsdp_plugin_args is not None:
-            self._configure_fsdp()
+            configure_fsdp(self)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is pickled: transformers puts the arguments next to the weights and uploads both."""
@@ -194,11 +205,11 @@ class ClipTrainingArguments(TrainingArguments):
     def _require_positive(self) -> None:
         for name in ("global_batch_size", "grad_cache_chunk_size", "grad_cache_text_chunk_size", "loss_tile_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but must be at least 1, or not given")
-        for name in ("image_learning_rate", "text_learning_rate"):
+            if value is not None and not (isinstance(value, int) and value >= 1):
+                raise ValueError(f"{name} is {value}, but must be a whole number, at least 1, or not given")
+        for name in ("image_learning_rate", "text_learning_rate", "max_grad_norm"):
             value = getattr(self, name)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise ValueError(f"{name} is {value}, but must be at least 0, or not given")
 
     def _require_schedules(self) -> None:
@@ -226,11 +237,20 @@ class ClipTrainingArguments(TrainingArguments):
         if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}, but must be at least 0 and below 1, or not given")
 
-    def _require_launcher(self) -> None:
-        # Without a launcher's variables DeepSpeed looks for MPI, and fails over a module that nobody asked for.
-        if self.deepspeed and "RANK" not in os.environ and find_spec("mpi4py") is None:
+    def _require_checkpoints(self) -> None:
+        strategy = SaveStrategy(self.save_strategy)
+        if self.save_steps != TrainingArguments.save_steps and strategy != SaveStrategy.STEPS:
             raise ValueError(
-                f"DeepSpeed wants its processes started by a launcher, for one process too: `deepspeed {_command()}`"
+                f"save_steps is {self.save_steps}, but save_strategy is '{strategy.value}', which knows no steps: add "
+                "--save_strategy steps, or leave save_steps out"
+            )
+        if str(self.resume_from_checkpoint).lower() == "true" and (
+            strategy == SaveStrategy.NO or self.save_only_model
+        ):
+            raise ValueError(
+                f"resume_from_checkpoint is true, but save_strategy is '{strategy.value}' and save_only_model is "
+                f"{self.save_only_model}, which leave nothing to continue from: set save_strategy=steps and "
+                "save_only_model=False"
             )
 
     def _choose_metric(self) -> None:
@@ -249,45 +269,3 @@ class ClipTrainingArguments(TrainingArguments):
             or self.save_strategy == SaveStrategy.BEST
             or self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
         )
-
-    def _configure_deepspeed(self) -> None:
-        import deepspeed
-
-        config = self.hf_deepspeed_config.config
-        for section, options in (("optimizer", "optim and learning_rate"), ("scheduler", "lr_scheduler_type")):
-            if section in config:
-                raise ValueError(
-                    f"the DeepSpeed configuration has a section '{section}', which knows nothing of parameters that "
-                    f"are not decayed: remove it, and set {options} instead"
-                )
-        for dtype in ("bf16", "fp16"):
-            if config.get(dtype, {}).get("enabled", False):
-                raise ValueError(
-                    f"the DeepSpeed configuration enables '{dtype}', which rounds the temperature and the batch norm "
-                    "statistics: remove the section and set bf16=True, which computes in bfloat16 under autocast and "
-                    "leaves the parameters in float32"
-                )
-        if self.fp16:
-            raise ValueError("fp16=True is not supported with DeepSpeed: set bf16=True")
-        if config.setdefault("torch_autocast", {}).setdefault("enabled", self.bf16) != self.bf16:
-            raise ValueError(
-                f"the DeepSpeed configuration has torch_autocast.enabled={config['torch_autocast']['enabled']}, but "
-                f"bf16={self.bf16}: remove the section, bf16 alone decides"
-            )
-        config["torch_autocast"]["dtype"] = "bfloat16"
-        if dist.is_initialized():
-            # Else ZeRO-3, which divides a model while it is made, would on CPUs take the world for one process.
-            deepspeed.init_distributed()
-        self.mixed_precision = "no"  # accelerate's word for "cast the parameters" under DeepSpeed
-
-    def _configure_fsdp(self) -> None:
-        if self.fsdp_plugin_args["fsdp_version"] != 2:
-            raise ValueError(
-                "fsdp_config has version 1, which flattens parameters so that none is known to be a gain or a bias: "
-                "set version 2"
-            )
-        from torch.distributed.fsdp import MixedPrecisionPolicy
-
-        # accelerate's policy would round parameters, the temperature among them, and the embeddings to bfloat16;
-        # autocast, which it applies as well, does not.
-        self.fsdp_plugin_args["mixed_precision_policy"] = MixedPrecisionPolicy()
