@@ -132,6 +132,15 @@ def test_a_chunk_is_dropped_before_the_next(tower):
     assert sum(saved) <= pixels.numel()
 
 
+def test_gradients_of_chunks_add_up_in_float32():
+    """Each of 512 adds 1 to a gradient: in bfloat16, 256 + 1 is 256."""
+    layer = nn.Linear(1, 1, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        embed_in_chunks(layer, torch.ones(512, 1), chunk_size=1).sum().backward()
+        assert torch.is_autocast_cache_enabled()
+    assert layer.weight.grad.item() == 512
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of the process from /proc")
 def test_the_allocator_does_not_keep_what_chunks_have_freed():
     """Otherwise glibc 2.36 keeps 300 MB of these 32 chunks."""

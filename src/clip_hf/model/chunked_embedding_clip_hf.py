@@ -78,7 +78,20 @@ def _embed_each(embed: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> 
     # What is called here is called again in the backward pass.
     calls = [embed if number % CHUNKS_PER_TRIM else embed_after_trim for number in range(len(chunks))]
     run = partial(checkpoint, use_reentrant=False, context_fn=lambda: (nullcontext(), _recomputation()))
-    return torch.cat([run(call, chunk) for call, chunk in zip(calls, chunks, strict=True)])
+    with _no_autocast_cache():
+        return torch.cat([run(call, chunk) for call, chunk in zip(calls, chunks, strict=True)])
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    # It gives all chunks one rounded copy of a weight, in whose precision the gradients of hundreds of chunks would
+    # be added up. Checkpoints remember that it is off.
+    was_enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was_enabled)
 
 
 _is_recomputing = False
