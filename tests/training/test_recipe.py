@@ -1,6 +1,7 @@
 from dataclasses import dataclass, field
 
 import pytest
+from transformers.trainer_utils import SaveStrategy
 
 from clip_hf.training.recipe import parse_recipe
 
@@ -13,6 +14,9 @@ class Options:
     name: str | None = field(default=None, metadata={"help": "A name."})
     flag: bool = field(default=False, metadata={"help": "A flag."})
     config: dict | str | None = field(default=None, metadata={"help": "A configuration."})
+    number: int | None = field(default=None, metadata={"help": "A number."})
+    moment: SaveStrategy | str = field(default="steps", metadata={"help": "When."})
+    scales: list[float] | None = field(default=None, metadata={"help": "Scales."})
 
 
 @pytest.fixture
@@ -36,6 +40,39 @@ def test_an_option_that_does_not_exist_is_named(recipe, tmp_path):
         parse_recipe((Options,), None, [str(wrong)])
     with pytest.raises(ValueError, match="--rat"):
         parse_recipe((Options,), None, [recipe, "--rating", "2"])
+
+
+def test_a_value_is_read_as_on_the_command_line(tmp_path):
+    """YAML 1.1 takes `no` for false, 2024 for a number and `1e-3` for a word."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text("rate: 1e-3\nname: 2024\nmoment: no\nnumber: 7\nscales: [1, 5e-1]\nconfig:\n")
+    (options,) = parse_recipe((Options,), None, [str(path)])
+    assert options == Options(rate=1e-3, name="2024", moment=SaveStrategy.NO, number=7, scales=[1.0, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("number: 12.5", r"recipe.yaml sets number to 12.5, but invalid int value: '12.5'"),
+        ("number: [1, 2]", r"sets number to \[1, 2\], but one value is expected"),
+        ("rate: {a: 1}", r"sets rate to \{'a': 1\}, but one value is expected"),
+        ("flag: [true]", r"sets flag to \[True\], but one value is expected"),
+        ("flag: perhaps", r"sets flag to 'perhaps'"),
+        ("moment: never", r"sets moment to 'never', but .*'no'.*'steps'"),
+        ("scales: [a]", r"sets scales to \['a'\], but invalid float value"),
+        ("- rate", r"recipe.yaml holds a list, but must hold lines such as"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_the_recipe(text, message, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse_recipe((Options,), None, [str(path)])
+
+
+def test_a_recipe_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no recipe nowhere.yaml"):
+        parse_recipe((Options,), None, ["nowhere.yaml"])
 
 
 @dataclass
