@@ -11,6 +11,8 @@ from clip_hf.data.columns import USUAL_COLUMNS, Columns, choose_columns
         ({"file_name": "a.jpg", "text": "a", "captions": ["a"]}, Columns("file_name", "captions", "file_name")),
         ({"filepath": "a.jpg", "title": "a", "id": 3}, Columns("filepath", "title", "filepath")),
         ({"image": "a.jpg", "image_id": 5, "id": 3, "caption": "a"}, Columns("image", "caption", "image_id")),
+        ({"URL": "a.jpg", "TEXT": "a", "Id": 3}, Columns("URL", "TEXT", "URL")),
+        ({"image_url": "a.jpg", "Caption": "A", "caption": "a"}, Columns("image_url", "caption", "image_url")),
         ({"image": b"", "jpg": b"", "key": "0", "text": "a", "txt": "a"}, Columns("image", "text", "key")),
     ],
 )

@@ -9,6 +9,10 @@ def test_rows_of_an_image_are_a_group_in_the_order_of_first_rows():
     assert list(groups) == [[0, 2, 5], [1, 4], [3]]
 
 
+def test_an_id_may_be_half_a_character():
+    assert list(ImageGroups.find(["a\ud800", "b", "a\ud800"])) == [[0, 2], [1]]
+
+
 def test_different_images_need_no_groups():
     assert ImageGroups.find(map(str, range(1000))) is None
 

@@ -3,10 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-IMAGE_COLUMNS = ("image", "img", "jpg", "file_name", "filepath", "file_path", "image_path", "path", "filename", "url")
+IMAGE_COLUMNS = (
+    *("image", "img", "jpg", "file_name", "filepath", "file_path", "image_path", "path", "filename"),
+    *("url", "image_url"),
+)
 TEXT_COLUMNS = ("captions", "caption", "text", "sentences", "sentence", "title", "txt")
 ID_COLUMNS = ("id", "image_id", "key", "file_name")
-"""Names under which data sets usually keep them; the first that is there is taken."""
+"""Names under which data sets usually keep them, in small or capital letters; the first that is there is taken."""
 
 
 class Columns(NamedTuple):
@@ -39,7 +42,7 @@ def choose_column(name: str, available: Sequence[str], wanted: str | None, usual
     Raises:
         ValueError: there is none.
     """
-    found = next((column for column in ((wanted,) if wanted else usual) if column in available), None)
+    found = _first_there((wanted,) if wanted else usual, available)
     if found is None:
         missing = f"no column '{wanted}'" if wanted else f"no column of {what}s ({', '.join(usual)})"
         raise ValueError(f"{name} has {missing}; there are {', '.join(available)}: name one of them")
@@ -65,4 +68,10 @@ def choose_columns(name: str, available: Sequence[str], wanted: Columns, row: Ma
     if wanted.id is not None:
         return Columns(image, text, choose_column(name, available, wanted.id, (), "id"))
     usual = ("image_id", *([image] if isinstance(row.get(image), str) else []), "id", "key")
-    return Columns(image, text, next((column for column in usual if column in available), None))
+    return Columns(image, text, _first_there(usual, available))
+
+
+def _first_there(names: Sequence[str], available: Sequence[str]) -> str | None:
+    """The column of the first name that there is, written as in the table."""
+    there = {column.lower(): column for column in available} | {column: column for column in available}
+    return next((there[name] for name in names if name in there), None)

@@ -29,7 +29,7 @@ class ImageGroups(Sequence[Sequence[int]]):
         Args:
             ids: of the image of each row.
         """
-        names = (hashlib.blake2b(id_.encode(), digest_size=8).digest() for id_ in ids)
+        names = (hashlib.blake2b(id_.encode(errors="surrogatepass"), digest_size=8).digest() for id_ in ids)
         digests = np.fromiter((int.from_bytes(name) for name in names), np.uint64)
         _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
         if len(first) == len(digests):
