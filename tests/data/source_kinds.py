@@ -33,7 +33,9 @@ def originals(folder: Path, number: int) -> list[Original]:
     ]
 
 
-def write_source(kind: str, folder: Path, samples: Sequence[Original], num_shards: int = 1) -> str:
+def write_source(
+    kind: str, folder: Path, samples: Sequence[Original], num_shards: int = 1, group_size: int = 16
+) -> str:
     """Writes samples as a source of a kind and returns its name: whole, or in shards of consecutive samples."""
     folder.mkdir(parents=True)
     if kind.startswith("folder"):
@@ -45,12 +47,12 @@ def write_source(kind: str, folder: Path, samples: Sequence[Original], num_shard
         return str(folder)
     size = -(-len(samples) // num_shards)
     for shard in range(num_shards):
-        write_shard(kind, folder / f"{shard:03}", samples[shard * size : (shard + 1) * size])
+        write_shard(kind, folder / f"{shard:03}", samples[shard * size : (shard + 1) * size], group_size)
     return str(folder / f"{{000..{num_shards - 1:03}}}.{kind}") if num_shards > 1 else str(folder / f"000.{kind}")
 
 
-def write_shard(kind: str, path: Path, samples: Sequence[Original]) -> Path:
-    """Writes samples as one file, whose ending is added to the path."""
+def write_shard(kind: str, path: Path, samples: Sequence[Original], group_size: int = 16) -> Path:
+    """Writes samples as one file, whose ending is added to the path; Parquet in row groups."""
     path = path.with_suffix(f".{kind}")
     if kind == "tar":
         write_tar(path, samples)
@@ -63,7 +65,7 @@ def write_shard(kind: str, path: Path, samples: Sequence[Original]) -> Path:
             | {"image": {"bytes": sample["file"].read_bytes(), "path": sample["file"].name}}
             for sample in samples
         ]
-        Dataset.from_list(rows, features=features).to_parquet(path, batch_size=16)
+        Dataset.from_list(rows, features=features).to_parquet(path, batch_size=group_size)
     else:
         rows = [_row(sample, str(sample["file"]), "image", kind in {"csv", "tsv"}) for sample in samples]
         write_rows(kind, path.with_suffix(""), [row for several in rows for row in several])

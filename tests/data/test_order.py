@@ -38,6 +38,7 @@ def orders(seed: int = 0) -> list:
         StreamOrder(SIZES, seed, num_lanes=100, window=1),
         StreamOrder(SIZES, seed, num_lanes=1, window=1000),
         StreamOrder([75], seed, num_lanes=3, window=10),
+        StreamOrder(SIZES, seed, num_lanes=2, window=[3, 8, 100, 1, 5, 24]),
     ]
 
 
@@ -51,7 +52,7 @@ def test_an_epoch_has_every_sample_once_and_differs_from_the_next(order):
     assert [order(1, 75 + position) for position in range(75)] == epochs[1], "behind the end it begins again"
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(6))
 def test_an_order_can_be_entered_anywhere(number):
     whole = [orders()[number](2, position) for position in range(75)]
     assert [orders()[number](2, position) for position in (74, 3, 40)] == [whole[74], whole[3], whole[40]]
@@ -100,7 +101,7 @@ def test_weights_are_kept_at_any_moment(weights):
     assert again(17, 321) == places[17_321]
 
 
-@pytest.mark.parametrize("weights", [(1,), (1, 0), (1, -1), (1, 1e-6)])
+@pytest.mark.parametrize("weights", [(1,), (1, 0), (1, -1), (1, 1e-6), (1, float("nan")), (1, float("inf"))])
 def test_impossible_weights_are_named(weights):
     with pytest.raises(ValueError, match="the weights are"):
         WeightedOrder([ShuffledOrder(5, 0), ShuffledOrder(5, 0)], weights, seed=0)

@@ -5,10 +5,12 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from clip_hf.data import samples as module
+from clip_hf.data import tables
 from clip_hf.data.columns import Columns
+from clip_hf.data.rows import BrokenSampleError
 from clip_hf.data.samples import Samples, captions_for_tokenizer
 from clip_hf.data.sources import open_source
-from clip_hf.data.tables import BrokenSampleError
+from clip_hf.data.training_pairs import TrainingPairs
 from tests.data.source_kinds import write_rows, write_source
 
 IDS = ["b", "a", "b", None, "a", None]
@@ -52,7 +54,7 @@ def test_a_stream_keeps_few_shards_open(drawn, tmp_path, monkeypatch):
     assert len(source._tables) == 3 and names.count("000.tar") <= 2 and names[-1] == "000.tar"
 
 
-def test_a_shard_that_cannot_be_opened_any_more_is_not_tried_again(drawn, tmp_path, monkeypatch):
+def test_a_shard_that_cannot_be_opened_any_more_is_tried_again_after_minutes(drawn, tmp_path, monkeypatch):
     source = open_source(write_source("tar", tmp_path / "tar", drawn, num_shards=2), streaming=True)
     attempts = []
 
@@ -67,6 +69,15 @@ def test_a_shard_that_cannot_be_opened_any_more_is_not_tried_again(drawn, tmp_pa
             source.draw(index, 0, 0)
         assert source.sample_id(index).endswith(f"#{index}")
     assert len(attempts) == 1
+    now = module.time.monotonic()
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + module.SECONDS_TO_ANOTHER_ATTEMPT + 60)
+    with pytest.raises(BrokenSampleError, match="unplugged"):
+        source.draw(0, 0, 0)
+    monkeypatch.setattr(module, "local_copy", lambda path, num_kept: path)
+    with pytest.raises(BrokenSampleError, match="unplugged"):
+        source.draw(0, 0, 0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now + 2 * module.SECONDS_TO_ANOTHER_ATTEMPT + 120)
+    assert source.draw(0, 0, 0).sample_id == "00"
 
 
 def test_an_index_beyond_the_end_is_refused(drawn, tmp_path):
@@ -92,3 +103,21 @@ def test_a_tokenizer_learns_from_some_of_each_source_and_reads_no_more_of_a_stre
     assert found == every[:4] + every[20:24]
     assert [len(source._tables) for source in sources] == [2, 2], "shards that were opened"
     assert caplog.text.count("learns from the first 10 captions") == 2
+
+
+@pytest.mark.parametrize(("num_shards", "num_lanes"), [(1, 1), (1, 4), (8, 16), (40, 4)])
+def test_a_parquet_stream_reads_row_groups_hardly_twice(
+    num_shards, num_lanes, drawn, small_processor, tmp_path, monkeypatch
+):
+    reads = []
+    read = tables.ParquetTable._read
+    monkeypatch.setattr(tables.ParquetTable, "_read", lambda *args: (reads.append(args), read(*args))[1])
+    monkeypatch.setattr(tables, "KEPT_BYTES", 2 * 11 * 1500)  # two row groups of 11 images
+    samples = [type(sample)(sample | {"image_id": str(n)}) for n, sample in enumerate(drawn * 22)]
+    name = write_source("parquet", tmp_path / "parquet", samples, num_shards, group_size=11)
+    source = open_source(name, streaming=True)
+    num_groups = sum(-(-size // 11) for size in source.shard_sizes)
+    pairs = TrainingPairs([source], small_processor, num_lanes=num_lanes)
+    reads.clear()
+    ids = {pairs.prepare(0, position).sample_id for position in range(880)}
+    assert len(ids) == 880 and num_groups - num_shards <= len(reads) < 1.4 * num_groups

@@ -64,13 +64,29 @@ def test_an_odd_file_of_sizes_is_named(content, far):
 
 def test_samples_that_are_listed_and_not_there_are_broken(drawn, small_processor, tmp_path):
     name = write_source("tar", tmp_path / "tar", drawn, num_shards=4)
-    sizes = {f"{number:03}.tar": 12 for number in range(4)}
+    sizes = {f"{number:03}.tar": 12 if number else 10 for number in range(4)}
     (tmp_path / "tar" / "sizes.json").write_text(json.dumps(sizes))
     pairs = TrainingPairs([open_source(name, streaming=True)], small_processor)
     results = [pairs.prepare(0, position) for position in range(len(pairs))]
     broken = [result for result in results if isinstance(result, BrokenPair)]
-    assert len(results) == 46 and len(broken) == 6  # the first shard is counted
+    assert len(results) == 46 and len(broken) == 6
     assert all("has changed: it had 12 rows" in result.reason for result in broken)
+
+
+def test_sizes_that_are_too_small_are_told(drawn, tmp_path, caplog):
+    name = write_source("tar", tmp_path / "tar", drawn, num_shards=4)
+    sizes = {f"{number:03}.tar": 10 - number for number in range(4)}
+    (tmp_path / "tar" / "sizes.json").write_text(json.dumps(sizes))
+    source = open_source(name, streaming=True)
+    logging.enable_propagation()
+    for index in range(len(source)):
+        source.draw(index, 0, 0)
+    logging.disable_propagation()
+    for number in range(1, 4):
+        assert caplog.text.count(f"00{number}.tar has 10 samples, of which the first {10 - number} are read") == 1
+    (tmp_path / "tar" / "sizes.json").write_text(json.dumps(sizes | {"000.tar": 9}))
+    with pytest.raises(ValueError, match=r"000\.tar has 10 samples, but 9 in sizes\.json: correct or delete it"):
+        open_source(name, streaming=True)
 
 
 def test_a_shard_of_a_map_is_always_counted(drawn, tmp_path):

@@ -101,8 +101,16 @@ def test_damage_costs_what_lies_behind_it_and_is_told(tmp_path):
 
 
 def test_what_is_no_tar_is_named(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
-        archive.add(__file__, "0.jpg")
+    for compression, message in (
+        ("gz", "compressed by gzip"),
+        ("bz2", "compressed by bzip2"),
+        ("xz", "by xz: unpack"),
+    ):
+        with tarfile.open(tmp_path / "a.tar", f"w:{compression}") as archive:
+            archive.add(__file__, "0.jpg")
+        with open(tmp_path / "a.tar", "rb") as file, pytest.raises(ValueError, match=rf"a\.tar is .*{message}"):
+            TarIndex(file.fileno(), "a.tar")
+    (tmp_path / "a.tar").write_bytes(b"text" * 1000)
     with open(tmp_path / "a.tar", "rb") as file:
         with pytest.raises(ValueError, match=r"a.tar is not a plain tar file: there is no header"):
             TarIndex(file.fileno(), "a.tar")

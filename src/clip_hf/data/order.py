@@ -5,6 +5,7 @@ there are; `Share` deals the positions out to processes, and deals the rest out 
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -99,14 +100,15 @@ class StreamOrder:
         shard_sizes: samples of each shard.
         seed: chooses the order.
         num_lanes: how many shards are open at a time, in all processes together.
-        window: consecutive samples of a shard that are shuffled.
+        window: consecutive samples of a shard that are shuffled; one number, or one for each shard.
     """
 
-    def __init__(self, shard_sizes: Sequence[int], seed: int, num_lanes: int, window: int) -> None:
+    def __init__(self, shard_sizes: Sequence[int], seed: int, num_lanes: int, window: int | Sequence[int]) -> None:
         self.sizes = np.array(shard_sizes, dtype=np.int64)
         self.starts = np.cumsum(self.sizes) - self.sizes
         self.num_samples = int(self.sizes.sum())
-        self.seed, self.num_lanes, self.window = seed, num_lanes, window
+        self.seed, self.num_lanes = seed, num_lanes
+        self.windows = np.broadcast_to(window, len(shard_sizes))
         self._epoch = -1
 
     def __len__(self) -> int:
@@ -117,9 +119,10 @@ class StreamOrder:
         row, lane = divmod(position % self.num_samples, self.num_lanes)
         length, num_longer = divmod(self.num_samples, self.num_lanes)
         shard, offset = self._locate(epoch, lane * length + min(lane, num_longer) + row)
-        block, place = divmod(offset, self.window)
-        start = block * self.window
-        place = permute(place, min(self.window, int(self.sizes[shard]) - start), self.seed, epoch, shard, block)
+        window = int(self.windows[shard])
+        block, place = divmod(offset, window)
+        start = block * window
+        place = permute(place, min(window, int(self.sizes[shard]) - start), self.seed, epoch, shard, block)
         return Place(epoch, int(self.starts[shard]) + start + place)
 
     def _locate(self, epoch: int, number: int) -> tuple[int, int]:
@@ -147,8 +150,8 @@ class WeightedOrder:
     """
 
     def __init__(self, orders: Sequence[Order], weights: Sequence[float], seed: int) -> None:
-        if len(weights) != len(orders) or min(weights) <= 0:
-            raise ValueError(f"the weights are {list(weights)}, but must be {len(orders)} numbers above 0")
+        if len(weights) != len(orders) or not all(0 < weight < math.inf for weight in weights):
+            raise ValueError(f"the weights are {list(weights)}, but must be {len(orders)} finite numbers above 0")
         shares = np.array(weights, dtype=np.float64) / sum(weights) * _MIXTURE_CYCLE
         counts = np.floor(shares).astype(int)
         counts[np.argsort(counts - shares, kind="stable")[: _MIXTURE_CYCLE - counts.sum()]] += 1

@@ -2,8 +2,10 @@
 
 import bisect
 import itertools
+import math
 import posixpath
 import random
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,13 +16,18 @@ from transformers.utils import logging
 from clip_hf.data.columns import TEXT_COLUMNS, USUAL_COLUMNS, Columns, choose_columns
 from clip_hf.data.files import NUM_KEPT_COPIES, is_remote, local_copy, read_bytes
 from clip_hf.data.image_groups import ImageGroups
-from clip_hf.data.shard_sizes import parquet_footer, read_sizes
-from clip_hf.data.tables import BrokenSampleError, RowsTable, Table, open_table
+from clip_hf.data.rows import BrokenSampleError, Table, first_rows
+from clip_hf.data.shard_sizes import SIZES_FILE, parquet_footer, read_sizes
+from clip_hf.data.tables import ParquetTable, RowsTable, ending_of, open_table
 
 logger = logging.get_logger(__name__)
 
 NUM_TOKENIZER_CAPTIONS = 250_000
 """Captions that a tokenizer learns from: more change little, and a stream would be read to its end first."""
+
+
+SECONDS_TO_ANOTHER_ATTEMPT = 300
+"""After a shard could not be opened: each of its samples would else wait for all attempts to read it."""
 
 
 class Draw(NamedTuple):
@@ -49,8 +56,11 @@ class Samples:
         name: what errors call it.
         shards: files of one kind, or one table.
         columns: of the tables, None for the usual ones.
-        folder: where relative paths of images begin.
+        folder: where relative paths of images begin; None where each begins in the folder of its shard.
         is_stream: keep few shards open, and do not look at all rows beforehand.
+
+    Attributes:
+        window: rows of a shard that a stream may read in any order at little cost, None for any number.
 
     Raises:
         ValueError: a shard cannot be read, a column is missing, or there are no rows.
@@ -64,17 +74,20 @@ class Samples:
         name: str,
         shards: Sequence[str | Table],
         columns: Columns = USUAL_COLUMNS,
-        folder: str = "",
+        folder: str | None = "",
         is_stream: bool = False,
     ) -> None:
         self.name, self.shards, self.folder, self.is_stream = name, list(shards), folder, is_stream
-        self._tables: OrderedDict[int, Table | Exception] = OrderedDict()
-        self.columns = columns
+        self._tables: OrderedDict[int, Table] = OrderedDict()
+        self._failures: dict[int, tuple[Exception, float]] = {}
+        self.columns, self._is_chosen = columns, False
         self._known_sizes = read_sizes(name, [str(shard) for shard in shards]) if is_stream else {}
         self.shard_sizes = [self._measure(number) for number in range(len(self.shards))]
         self._ends = list(itertools.accumulate(self.shard_sizes))
         if not self._ends or self._ends[-1] == 0:
             raise ValueError(f"{name} holds no samples: it has {len(self.shards)} files, all without rows")
+        table = self._table(0) if is_stream else None
+        self.window = table.window if isinstance(table, ParquetTable) else None
         self._groups = None if is_stream else self._find_groups()
 
     def __len__(self) -> int:
@@ -129,7 +142,8 @@ class Samples:
     @property
     def ids_name_images(self) -> bool:
         """Whether rows of equal ids are captions of one image: the key of a tar file is its own in that file alone."""
-        return self.columns.id is not None and not (self.columns.id == "key" and str(self.shards[0]).endswith(".tar"))
+        is_tar = ending_of(str(self.shards[0])) == ".tar"
+        return self.columns.id is not None and not (is_tar and self.columns.id == "key")
 
     def sample_id(self, index: int) -> str:
         """Returns what names a sample, damaged or not: the id of its image, or else its place in the source."""
@@ -156,24 +170,33 @@ class Samples:
         shard = str(self.shards[number])
         if number > 0 and shard in self._known_sizes:
             return self._known_sizes[shard]
-        if number > 0 and is_remote(shard) and shard.endswith(".parquet"):
+        if number > 0 and is_remote(shard) and ending_of(shard) == ".parquet":
             num_rows, names = parquet_footer(shard)
             choose_columns(shard, names, self.columns, {})
             return num_rows
         table = self._table(number)
-        if isinstance(table, Exception):
-            raise ValueError(f"{self.name}: {table}") from table
+        size = self._known_sizes.get(shard, len(table))
+        if size != len(table):
+            raise ValueError(f"{shard} has {len(table):,} samples, but {size:,} in {SIZES_FILE}: correct or delete it")
         if len(table):
-            self.columns = choose_columns(table.name, table.column_names, self.columns, _first_row(table))
+            rows = {} if self._is_chosen else first_rows(table)
+            columns = choose_columns(table.name, table.column_names, self.columns, rows)
+            self.columns, self._is_chosen = self.columns if self._is_chosen else columns, True
         return len(table)
 
-    def _table(self, number: int) -> Table | Exception:
+    def _table(self, number: int) -> Table:
         if number not in self._tables:
+            error, until = self._failures.get(number, (None, 0.0))
             shard = self.shards[number]
-            try:
-                self._tables[number] = self._open(shard) if isinstance(shard, str) else shard
-            except (OSError, ValueError) as error:  # kept: each of its samples would else wait for all attempts
-                self._tables[number] = error
+            if error is None or time.monotonic() > until:
+                try:
+                    self._tables[number] = self._open(shard) if isinstance(shard, str) else shard
+                    error = None
+                except (OSError, ValueError) as problem:
+                    error = problem
+                    self._failures[number] = error, time.monotonic() + SECONDS_TO_ANOTHER_ATTEMPT
+            if error is not None:
+                raise BrokenSampleError(f"{self.name}: {error}") from error
             while self.is_stream and len(self._tables) > self.max_open:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(number)
@@ -181,21 +204,32 @@ class Samples:
 
     def _open(self, shard: str) -> Table:
         # What all workers of this machine have open must stay: each would else fetch what another pushed out.
-        return open_table(local_copy(shard, max(NUM_KEPT_COPIES, 2 * self.max_open)), shard)
+        num_open = 2 * self.max_open if self.is_stream else len(self.shards)
+        return open_table(local_copy(shard, max(NUM_KEPT_COPIES, num_open)), shard)
 
     def _row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         shard = bisect.bisect_right(self._ends, number)
-        table = self._table(shard)
-        if isinstance(table, Exception):
-            raise BrokenSampleError(f"{self.name}: {table}") from table
-        place = number - self._ends[shard] + self.shard_sizes[shard]
+        table, size = self._table(shard), self.shard_sizes[shard]
+        if len(table) > size:
+            logger.warning_once(f"{table.name} has {len(table):,} samples, of which the first {size:,} are read")
+        place = number - self._ends[shard] + size
         if place >= len(table):
-            raise BrokenSampleError(f"{self.shards[shard]} has changed: it had {self.shard_sizes[shard]:,} rows")
+            raise BrokenSampleError(f"{self.shards[shard]} has changed: it had {size:,} rows")
+        if self.is_stream and isinstance(table, ParquetTable):
+            share = size * self.max_open / self._ends[-1]  # lanes that are in this shard at a time
+            table.num_lanes = math.ceil(share) + (share > 1)
         wanted = columns or [column for column in self.columns if column is not None]
-        row = table.row(place, wanted)
+        try:
+            row = table.row(place, wanted)
+        except FileNotFoundError:  # a copy of a remote file, which went to make room for another
+            del self._tables[shard]
+            row = self._table(shard).row(place, wanted)
         missing = [column for column in wanted if column not in row and column != self.columns.id]
         if missing:
             raise BrokenSampleError(f"{table.name}, row {place}: it has no {', '.join(missing)}")
+        path = row.get(self.columns.image or "")
+        if self.folder is None and isinstance(path, str) and not is_remote(path):
+            row[self.columns.image or ""] = posixpath.join(posixpath.dirname(table.name), path)
         return row
 
     def _rows_of(self, index: int) -> Sequence[int]:
@@ -238,7 +272,7 @@ class Samples:
 
     def _captions(self, row: dict[str, Any]) -> list[str]:
         texts = row[self.columns.text or ""]
-        if isinstance(texts, int) and self.columns.text not in TEXT_COLUMNS:
+        if isinstance(texts, int) and (self.columns.text or "").lower() not in TEXT_COLUMNS:
             texts = str(texts)  # a class, in a column named by the user
         texts = [texts] if isinstance(texts, str) else texts or []
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -264,13 +298,3 @@ def captions_for_tokenizer(sources: Sequence[Samples], most: int = NUM_TOKENIZER
                     "scripts/train_tokenizer.py and give its folder as --tokenizer"
                 )
                 break
-
-
-def _first_row(table: Table) -> dict[str, Any]:
-    """The first row that is whole, an empty one where none is."""
-    for index in range(len(table)):
-        try:
-            return table.row(index)
-        except BrokenSampleError:
-            continue
-    return {}

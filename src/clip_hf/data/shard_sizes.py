@@ -29,7 +29,7 @@ def read_sizes(name: str, files: Sequence[str]) -> dict[str, int]:
     try:
         listed = json.loads(read_bytes(path))
     except OSError:
-        if is_remote(path) and len(files) > 1 and not files[0].endswith(".parquet"):
+        if is_remote(path) and len(files) > 1 and not files[0].lower().endswith(".parquet"):
             logger.warning(
                 f"{name}: {len(files):,} remote shards are read once to count their samples. A {path}, "
                 '{"name of a shard": its number of samples, ...}, would save that'

@@ -1,142 +1,40 @@
-"""Files of samples, any row of which can be read by itself: lines of text, Parquet and tar shards.
+"""Tables of every kind: files of Parquet, tar shards, lines of text, and what `datasets` has loaded."""
 
-A row is a dictionary of columns. What is damaged costs the rows that it touches: these raise `BrokenSampleError` when
-they are read, and all others stay what they are.
-"""
-
-import csv
-import io
-import json
-import os
-from array import array
+import bisect
+import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import PurePosixPath
-from typing import IO, Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Image
 
+from clip_hf.data.rows import BrokenSampleError, RandomAccessFile, Table, first_rows, parse_object
 from clip_hf.data.shapes import ShapesDataset
 from clip_hf.data.tar_index import TarIndex, read_members
+from clip_hf.data.text_tables import CsvTable, JsonLinesTable
 
 IMAGE_ENDINGS = {"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "jp2"}
 TEXT_ENDINGS = {"txt", "text", "caption"}
+KEPT_BYTES = 2**25
+"""Of a Parquet file's rows that stay in memory; a stream shuffles no more of them at a time, or reads would repeat."""
+
 _COLUMN_BATCH = 10_000
 
 
-class BrokenSampleError(ValueError):
-    """A sample cannot be read; the message names it and says why."""
-
-
-class Table(Protocol):
-    """Rows of columns."""
-
-    name: str
-
-    @property
-    def column_names(self) -> Sequence[str]:
-        """Returns the names of the columns."""
-
-    def __len__(self) -> int:
-        """Returns the number of rows."""
-
-    def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """Returns a row, or at least those of the columns named that it has."""
-
-
-class LinesTable:
-    """A JSON object a line, or a CSV file with a header, its columns divided by commas, semicolons or tabs.
-
-    Args:
-        path: of a file on this machine.
-        name: what errors call it.
-
-    Raises:
-        ValueError: the file is not text of this kind.
-    """
-
-    def __init__(self, path: str, name: str) -> None:
-        self.name = name
-        self._file: IO[bytes] = open(path, "rb")
-        self._starts = array("q")
-        is_csv = PurePosixPath(name).suffix in {".csv", ".tsv"}
-        self._parse = self._read_csv if is_csv else self._read_json
-        try:
-            self._index_csv() if is_csv else self._index_json()
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{name} is not {'CSV' if is_csv else 'JSON lines'} in UTF-8: {error}") from error
-
-    def _index_json(self) -> None:
-        position, problem = 0, "it is empty"
-        self.column_names: list[str] = []
-        for line in self._file:
-            if line.strip():
-                self._starts.append(position)
-                if not self.column_names:
-                    try:
-                        self.column_names = list(self._read_json(line.decode()))
-                    except ValueError as error:
-                        problem = str(error)
-            position += len(line)
-        self._starts.append(position)
-        if not self.column_names:
-            raise ValueError(f"{self.name} has no JSON object in any line: {problem}")
-
-    def _index_csv(self) -> None:
-        header = self._file.readline().decode("utf-8-sig")
-        self._delimiter = max(",\t;", key=header.count)
-        self.column_names = next(csv.reader([header], delimiter=self._delimiter), [])
-        position = self._file.tell()
-
-        def lines() -> Iterator[str]:
-            nonlocal position
-            for line in self._file:
-                position += len(line)
-                yield line.decode()
-
-        self._starts.append(position)
-        for fields in csv.reader(lines(), delimiter=self._delimiter):
-            if fields:
-                self._starts.append(position)
-            else:
-                self._starts[-1] = position
-
-    def __len__(self) -> int:
-        return len(self._starts) - 1
-
-    def row(self, index: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        """Returns a row.
-
-        Raises:
-            BrokenSampleError: the line is damaged.
-        """
-        start, end = self._starts[index], self._starts[index + 1]
-        line = os.pread(self._file.fileno(), end - start, start)
-        try:
-            return self._parse(line.decode())
-        except (ValueError, csv.Error) as error:
-            raise BrokenSampleError(f"{self.name}, row {index}: {error}") from error
-
-    def _read_json(self, line: str) -> dict[str, Any]:
-        row = json.loads(line.split("\n", 1)[0].removeprefix("\ufeff"))
-        if not isinstance(row, dict):
-            raise ValueError(f"it is no JSON object but {line:.40}")
-        return row
-
-    def _read_csv(self, line: str) -> dict[str, Any]:
-        fields = next(csv.reader(io.StringIO(line, newline=""), delimiter=self._delimiter))
-        if len(fields) != len(self.column_names):
-            raise ValueError(f"it has {len(fields)} fields, the header {len(self.column_names)}")
-        return dict(zip(self.column_names, fields, strict=True))
-
-
 class ParquetTable:
-    """A Parquet file; the row group of the last row stays in memory.
+    """A Parquet file; the row groups read last stay in memory.
 
     Args:
         path: of a file on this machine.
         name: what errors call it.
+
+    Attributes:
+        window: rows that may be shuffled at a time, window after window, with hardly a row group read twice.
+        num_lanes: places at which windows are read in turn, for each of which as many row groups stay.
 
     Raises:
         ValueError: it is no Parquet file.
@@ -150,10 +48,14 @@ class ParquetTable:
             self.column_names = self._file.schema_arrow.names
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{name} is not a whole Parquet file: {error}") from error
-        self._ends: list[int] = []
-        for group in range(metadata.num_row_groups):
-            self._ends.append(metadata.row_group(group).num_rows + (self._ends[-1] if group else 0))
-        self._group: tuple[Any, pa.Table | Exception] = (None, pa.table({}))
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        self._ends = list(itertools.accumulate(group.num_rows for group in groups))
+        sizes = itertools.accumulate(group.total_byte_size for group in groups)
+        num_fitting = max(1, sum(size <= KEPT_BYTES for size in sizes))
+        self.window = self._ends[num_fitting - 1] if groups else 0
+        self.num_lanes = 1
+        self._num_kept = num_fitting + 1  # of a lane, since a window may begin within a group
+        self._groups: OrderedDict[Any, pa.Table | Exception] = OrderedDict()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -164,10 +66,14 @@ class ParquetTable:
         Raises:
             BrokenSampleError: its row group is damaged.
         """
-        group = next(number for number, end in enumerate(self._ends) if index < end)
-        if self._group[0] != (group, columns):
-            self._group = ((group, columns), self._read(group, columns))
-        rows = self._group[1]
+        group = bisect.bisect_right(self._ends, index)
+        key = (group, None if columns is None else tuple(columns))
+        if key not in self._groups:
+            self._groups[key] = self._read(group, columns)
+            if len(self._groups) > self.num_lanes * self._num_kept:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        rows = self._groups[key]
         if isinstance(rows, Exception):
             raise BrokenSampleError(f"{self.name}, row {index}: {rows}") from rows
         start = self._ends[group - 1] if group else 0
@@ -184,7 +90,7 @@ class TarTable:
     """A tar file as of WebDataset: files that follow one another and share a name up to its first dot are a row.
 
     Its columns are the endings of these files and the keys of a `.json` among them; and, under the names that every
-    kind of source has, `image` (the bytes of a file with an image's ending), `text` and `key`.
+    kind of source has, `image` (the bytes of the one file with an image's ending), `text` and `key`.
 
     Args:
         path: of a file on this machine.
@@ -196,9 +102,14 @@ class TarTable:
 
     def __init__(self, path: str, name: str) -> None:
         self.name = name
-        self._file: IO[bytes] = open(path, "rb")
-        self._index = TarIndex(self._file.fileno(), name)
-        self.column_names = list(self.row(0)) if self._index.starts else []
+        self._file = RandomAccessFile(path)
+        file = self._file.open()
+        self._index = TarIndex(file.fileno(), name)
+
+    @cached_property
+    def column_names(self) -> Sequence[str]:
+        """The names that most of the first rows have."""
+        return list(first_rows(self))
 
     def __len__(self) -> int:
         return len(self._index.starts) + (self._index.damage is not None)
@@ -211,29 +122,32 @@ class TarTable:
         """
         if index >= len(self._index.starts):
             raise BrokenSampleError(f"{self.name}: {self._index.damage}")
-        key, files = read_members(self._file.fileno(), *self._index.span(index), _endings_of(columns))
+        file = self._file.open()
+        key, files = read_members(file.fileno(), *self._index.span(index), _endings_of(columns))
         row: dict[str, Any] = {}
         try:
             for ending, data in files.items():
                 kind = ending.rpartition(".")[2]
                 if kind == "json":
-                    row = json.loads(data) | row
+                    row = parse_object(data) | row
                 elif kind in TEXT_ENDINGS:
                     row |= {ending: data.decode(), "text": data.decode()}
                 elif kind == "cls":
                     row |= {ending: data.decode()}
                 else:
-                    row |= {ending: data} | ({"image": data} if kind in IMAGE_ENDINGS else {})
-        except (ValueError, TypeError) as error:
+                    row |= {ending: data}
+        except ValueError as error:
             raise BrokenSampleError(f"{self.name}, {key}.{ending}: {error}") from error
-        return row | {"key": key}
+        images = [data for ending, data in files.items() if ending.rpartition(".")[2] in IMAGE_ENDINGS]
+        return row | ({"image": images[0]} if len(images) == 1 else {}) | {"key": key}
 
 
 def _endings_of(columns: Sequence[str] | None) -> set[str] | None:
     """Which files of a sample to read for some columns: None for all, since any column may lie in the .json."""
-    if columns is None or "image" in columns or any(column in IMAGE_ENDINGS for column in columns):
+    if columns is None:
         return None
-    return TEXT_ENDINGS | {"json"} | set(columns)
+    endings = {column.rpartition(".")[2] for column in columns}
+    return None if endings & {"image", *IMAGE_ENDINGS} else endings | TEXT_ENDINGS | {"json"}
 
 
 class RowsTable:
@@ -298,13 +212,18 @@ class ShapesTable:
 
 
 KINDS: dict[str, Callable[[str, str], Table]] = {
-    ".jsonl": LinesTable,
-    ".csv": LinesTable,
-    ".tsv": LinesTable,
+    ".jsonl": JsonLinesTable,
+    ".csv": CsvTable,
+    ".tsv": CsvTable,
     ".parquet": ParquetTable,
     ".tar": TarTable,
 }
 """The class that reads a file, by its ending."""
+
+
+def ending_of(name: str) -> str:
+    """Returns how a file's name ends, in small letters, as in `KINDS`."""
+    return PurePosixPath(name).suffix.lower()
 
 
 def open_table(path: str, name: str) -> Table:
@@ -318,4 +237,4 @@ def open_table(path: str, name: str) -> Table:
         OSError: the file cannot be opened.
         ValueError: the file is not what its ending says.
     """
-    return KINDS[PurePosixPath(name).suffix](path, name)
+    return KINDS[ending_of(name)](path, name)

@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Container, Iterator
 
 BLOCK = 512
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 
 
@@ -50,6 +51,10 @@ class TarIndex:
                 seen.add(ending)
                 self._end = end
         except DamagedTarError as error:
+            begin = os.pread(descriptor, 5, 0)
+            for magic, compression in _COMPRESSIONS.items():
+                if begin.startswith(magic):
+                    raise ValueError(f"{name} is compressed by {compression}: unpack it first") from error
             if not self.starts:
                 raise ValueError(f"{name} is not a plain tar file: {error}") from error
             self.damage = str(error)

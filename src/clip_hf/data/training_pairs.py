@@ -129,5 +129,7 @@ class TrainingPairs(Dataset):
 
 def _order(sources: Sequence[Samples], seed: int, num_lanes: int, window: int) -> Order:
     if sources[0].is_stream:
-        return StreamOrder([size for source in sources for size in source.shard_sizes], seed, num_lanes, window)
+        sizes = [size for source in sources for size in source.shard_sizes]
+        windows = [min(window, source.window or window) for source in sources for _ in source.shard_sizes]
+        return StreamOrder(sizes, seed, num_lanes, windows)
     return ShuffledOrder(sum(map(len, sources)), seed)
