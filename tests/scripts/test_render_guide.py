@@ -1,4 +1,7 @@
+import re
+
 from clip_hf.training.planning import Hardware, Training, plan
+from clip_hf.training.recipe import read_recipe
 from scripts.render_guide import PAGE, RECIPES, largest_chunk, render_page
 from tests.tiny_models import tiny_config
 
@@ -8,6 +11,14 @@ def test_the_guide_is_the_planners():
     assert render_page(page) == page, "run scripts/render_guide.py"
     for name in RECIPES:
         assert page.count(f"| [{name}]({name}.yaml) |") == 2
+
+
+def test_the_recipes_fit_eight_gpus_of_80_gb():
+    page = PAGE.read_text(encoding="utf-8")
+    for name in RECIPES:
+        (row,) = re.findall(rf"^\| \[{name}\].* ([\d,]+) \|$", page.partition("## Time")[0], re.MULTILINE)
+        recipe = read_recipe(str(PAGE.with_name(f"{name}.yaml")))
+        assert recipe["grad_cache_chunk_size"] <= int(row.replace(",", "")), name
 
 
 def test_the_largest_chunk_fits_and_twice_as_many_images_do_not():
