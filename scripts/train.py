@@ -16,6 +16,7 @@ from clip_hf.data.dry_run import dry_run
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.initial_weights import whole_on_every_process
 from clip_hf.training.lora import Adapter
+from clip_hf.training.mistakes import told_in_a_line
 from clip_hf.training.model_args import ModelArguments, build_model
 from clip_hf.training.recipe import parse_recipe
 from clip_hf.training.zero_shot import ZeroShotArguments
@@ -25,26 +26,32 @@ from clip_hf.training.zero_shot import ZeroShotArguments
 def main(args: list[str] | None = None) -> None:
     """Trains, and saves model, processor, results.json and curves.png."""
     options = (ModelArguments, DataArguments, ZeroShotArguments, ClipTrainingArguments)
-    model_args, data_args, zero_shot_args, training_args = parse_recipe(options, __doc__, args)
-    set_seed(training_args.seed)
-    eval_source = data_args.open_evaluation_source(training_args.eval_strategy.value)
-    sources = data_args.open_training_sources()
-    with whole_on_every_process(training_args):
-        model, processor = build_model(model_args, sources, training_args)
-    pairs = data_args.training_pairs(sources, processor, training_args.seed, training_args.output_dir)
-    if data_args.dry_run_data is not None:
-        loading = {"batch_size": training_args.train_batch_size, "num_workers": training_args.dataloader_num_workers}
-        return print(json.dumps(dry_run(pairs, data_args.dry_run_data, training_args.output_dir, **loading), indent=2))
-    eval_pairs = eval_source and ImageTextPairs(eval_source, processor, "evaluation")
-    adapter = Adapter(model, model_args.lora_rank, training_args) if model_args.lora_rank is not None else None
-    trainer = ClipTrainer(model, training_args, ImageTextCollator(processor), pairs, eval_pairs, processor)
-    if (zero_shot := zero_shot_args.open(processor, training_args.eval_batch_size)) is not None:
-        trainer.evaluate_also(zero_shot)
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    if adapter is not None:
-        adapter.save_and_merge(training_args.output_dir, training_args.should_save)
-    trainer.save_model()
-    trainer.end()
+    with told_in_a_line(ValueError, OSError):
+        model_args, data_args, zero_shot_args, training_args = parse_recipe(options, __doc__, args)
+        set_seed(training_args.seed)
+        num_workers = training_args.dataloader_num_workers
+        eval_source = data_args.open_evaluation_source(training_args.eval_strategy.value)
+        sources = data_args.open_training_sources()
+        with whole_on_every_process(training_args):
+            model, processor = build_model(model_args, sources, training_args)
+        pairs = data_args.training_pairs(sources, processor, training_args.seed, training_args.output_dir)
+        if data_args.dry_run_data is not None:
+            what = data_args.dry_run_data, training_args.output_dir, training_args.train_batch_size, num_workers
+            return print(json.dumps(dry_run(pairs, *what), indent=2))
+        eval_pairs = eval_source and ImageTextPairs(eval_source, processor, "evaluation")
+        if eval_pairs and training_args.eval_strategy != "no":
+            eval_pairs.check(training_args.process_index, training_args.world_size, num_workers)
+        adapter = Adapter(model, model_args.lora_rank, training_args) if model_args.lora_rank is not None else None
+        trainer = ClipTrainer(model, training_args, ImageTextCollator(processor), pairs, eval_pairs, processor)
+        trainer.results.add_options(model_arguments=model_args, data_arguments=data_args)
+        if (zero_shot := zero_shot_args.open(processor, training_args.eval_batch_size, num_workers)) is not None:
+            trainer.evaluate_also(zero_shot)
+    with told_in_a_line():
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        if adapter is not None:
+            adapter.save_and_merge(training_args.output_dir, training_args.should_save)
+        trainer.save_model()
+        trainer.end()
 
 
 if __name__ == "__main__":

@@ -48,10 +48,20 @@ def test_the_summary_tells_why(tmp_path):
     with pytest.raises(TooManyBrokenSamplesError) as error:
         for number in range(101):
             broken.count_broken(0, f"{number}.jpg", f"{number}.jpg: " + ("it is empty" if number % 3 else "not found"))
-    assert "67 x ...: it is empty; 34 x ...: not found" in str(error.value)
+    assert "101 of 101 samples are broken (67 x ...: it is empty; 34 x ...: not found)" in str(error.value)
     assert f"All are listed in {tmp_path / 'out' / 'broken.jsonl'}" in str(error.value)
     entries = [json.loads(line) for line in (tmp_path / "out" / "broken.jsonl").read_text().splitlines()]
     assert len(entries) == 101 and entries[2] == {"source": "a", "sample_id": "2.jpg", "reason": "2.jpg: it is empty"}
+
+
+def test_any_name_can_be_listed(tmp_path):
+    broken = BrokenSamples(["a"], list_file=tmp_path / "broken.jsonl")
+    names = ["caf\udce9.jpg", "夏\u2028.jpg"]
+    for name in names:
+        broken.count_broken(0, name, "it is empty")
+    broken.begin()
+    lines = (tmp_path / "broken.jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["sample_id"] for line in lines[:-1]] == names
 
 
 def test_the_log_names_some_of_them(warnings_of_transformers):

@@ -35,6 +35,22 @@ def test_evaluation_cuts_the_centre_and_reads_all_captions(examples, processor):
     assert torch.equal(pairs[0]["pixel_values"], pair["pixel_values"])
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_broken_examples_are_all_found_before_they_are_needed(num_workers, examples, processor):
+    broken = [{"image": b"no image", "captions": ["a"]}, {"image": examples[0]["image"], "captions": []}]
+    ImageTextPairs(examples, processor, "evaluation").check(num_workers=num_workers)
+    pairs = ImageTextPairs([examples[0], broken[0], examples[1], broken[1]], processor, "evaluation")
+    state = torch.get_rng_state()
+    with pytest.raises(
+        ValueError, match=r"^2 of 4 samples .* leave them out of it. 1: .* it is empty .*; 3 has no caption$"
+    ):
+        pairs.check(num_workers=num_workers)
+    assert torch.equal(torch.get_rng_state(), state)
+    pairs.check(rank=0, world_size=2, num_workers=num_workers)
+    with pytest.raises(ValueError, match=r"^2 of 2 samples"):
+        pairs.check(rank=1, world_size=2, num_workers=num_workers)
+
+
 @pytest.mark.parametrize("index", [0, 1])
 def test_training_cuts_any_square_and_reads_any_caption(index, examples, processor):
     pairs = ImageTextPairs(examples, processor, "training", seed=3)

@@ -25,7 +25,10 @@ def test_options_become_a_training_set(drawn, small_processor, tmp_path):
     assert args.augmentation == Augmentation((0.5, 1), 0.5, 0.1, (0.1, 0.2, 0.3, 0.4), 0.2)
     pairs = args.training_pairs(args.open_training_sources(), small_processor, 7, tmp_path / "out")
     assert len(pairs) == 80 and len(args.open_evaluation_source()) == 40
-    assert pairs.fingerprint == {"seed": 7, "num_samples": [40, 40], "weights": [0.75, 0.25], "stream": [4, 8]}
+    expected = {"seed": 7, "num_samples": [40, 40], "weights": [0.75, 0.25], "stream": [4, 8]}
+    assert pairs.fingerprint.items() >= expected.items()
+    assert pairs.fingerprint["augmentation"]["jitter"] == [0.1, 0.2, 0.3, 0.4]
+    assert [source["columns"] for source in pairs.fingerprint["sources"]] == 2 * [["photo", "alt", "photo"]]
     assert pairs.max_broken_fraction == 0.5 and pairs.broken_list == str(tmp_path / "out" / "broken_samples.jsonl")
 
 

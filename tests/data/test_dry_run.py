@@ -4,6 +4,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from transformers.utils import logging
 
 from clip_hf.data.dry_run import dry_run
 from clip_hf.data.sources import open_source
@@ -20,7 +21,12 @@ def test_a_dry_run_tells_what_training_would_read(streaming, drawn, small_proces
     pairs = TrainingPairs([source], small_processor, broken_list=tmp_path / "broken_samples.jsonl")
     report = dry_run(pairs, 60, tmp_path / "out", batch_size=10)
     assert json.loads(json.dumps(report)) == report
-    assert report["samples"] == 60 and report["samples_in_an_epoch"] == 40 and report["batches_in_an_epoch"] == 4
+    assert (
+        report["workers"] == 0
+        and report["samples"] == 60
+        and report["samples_in_an_epoch"] == 40
+        and report["batches_in_an_epoch"] == 4
+    )
     assert report["samples_per_second"] > 1 and report["broken"] == {source.name: len(listed(tmp_path))}
     sides = [min(Image.open(sample["file"]).size) for sample in drawn[:39]]
     assert report["image_shorter_side"]["median"] == np.median(sides)
@@ -30,6 +36,27 @@ def test_a_dry_run_tells_what_training_would_read(streaming, drawn, small_proces
     assert report["sheet"] == str(tmp_path / "out" / "samples.png")
     with Image.open(report["sheet"]) as sheet:
         assert min(sheet.size) > 1000 and len(set(sheet.convert("L").resize((60, 60)).tobytes())) > 20
+
+
+@pytest.fixture
+def warnings_of_transformers(caplog):
+    logging.enable_propagation()
+    yield caplog
+    logging.disable_propagation()
+
+
+@pytest.mark.parametrize("batch_size", [40, 64])
+def test_a_set_smaller_than_a_batch_is_read_and_the_way_out_told(
+    batch_size, drawn, small_processor, tmp_path, warnings_of_transformers
+):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    samples = [*drawn[:39], type(drawn[0])(drawn[39] | {"file": broken})]
+    pairs = TrainingPairs([open_source(write_source("tar", tmp_path / "tar", samples))], small_processor)
+    report = dry_run(pairs, 30, tmp_path, batch_size, num_workers=1)
+    assert report["samples"] >= 30 and report["batches_in_an_epoch"] == (batch_size == 40) and report["workers"] == 1
+    told = "lower global_batch_size to at most 40" in warnings_of_transformers.text
+    assert told == (batch_size > 40)
 
 
 def listed(folder) -> list[str]:

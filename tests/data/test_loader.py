@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from clip_hf import distributed
+from clip_hf.data.augmentation import Augmentation
 from clip_hf.data.broken_samples import TooManyBrokenSamplesError
+from clip_hf.data.columns import Columns
 from clip_hf.data.sources import open_source
 from clip_hf.data.training_pairs import TrainingPairs
 from tests.data.source_kinds import write_rows, write_source
@@ -200,6 +202,36 @@ def test_too_many_broken_samples_end_the_run(drawn, small_processor, tmp_path):
     assert len(take(lenient.loader(2), 50)) == 50
 
 
+def test_the_list_holds_what_is_counted(drawn, small_processor, tmp_path):
+    """A new run begins a new one, and a run that goes on does not repeat what came after its checkpoint."""
+    name = write_source("tar", tmp_path / "tar", break_some(drawn, tmp_path))
+    listed = tmp_path / "broken.jsonl"
+    pairs = TrainingPairs([open_source(name)], small_processor, broken_list=listed)
+    for _ in range(2):
+        loader = pairs.loader(4)
+        take(loader, 9)
+        assert len(listed.read_text().splitlines()) == sum(loader.broken.num_broken) == 3
+    state, whole = loader.state_dict(), []
+    for number in (11, 0, 11):
+        resumed = pairs.loader(4)
+        resumed.load_state_dict([state])
+        take(resumed, number)
+        if number:
+            whole.append(listed.read_text())
+            assert len(whole[0].splitlines()) == sum(resumed.broken.num_broken) > 3
+    assert whole[0] == whole[1]
+
+
+@pytest.mark.parametrize("num_whole", [0, 2])
+def test_a_small_set_of_broken_samples_says_that_they_are_broken(num_whole, drawn, small_processor, tmp_path):
+    samples = break_some(drawn, tmp_path, [sample["image_id"] for sample in drawn[num_whole:]])
+    source = open_source(write_source("tar", tmp_path / "tar", samples))
+    loader = TrainingPairs([source], small_processor, max_broken_fraction=1).loader(8)
+    kind, what = (TooManyBrokenSamplesError, "no sample") if num_whole == 0 else (RuntimeError, "fewer than 8 images")
+    with pytest.raises(kind, match=rf"{what}.* \d+ of \d+ samples are broken \(.*it is empty"):
+        take(loader, 1)
+
+
 def test_states_that_do_not_fit_are_refused(pairs, small_processor):
     loaders = [pairs.loader(4, rank=rank, world_size=2) for rank in range(2)]
     states = [loader.state_dict() for loader in loaders]
@@ -215,6 +247,33 @@ def test_states_that_do_not_fit_are_refused(pairs, small_processor):
         other.loader(4, rank=0, world_size=2).load_state_dict(states)
 
 
+def test_other_data_of_the_same_size_is_refused_and_the_same_data_elsewhere_is_not(drawn, small_processor, tmp_path):
+    def load(folder, names=("0", "1"), samples=drawn, state=None, **options) -> dict:
+        halves = [samples[:20], samples[20:]]
+        rows = [[{"image": str(s["file"]), "caption": s["captions"][0]} for s in half] for half in halves]
+        (tmp_path / folder).mkdir()
+        for name, half in zip(names, rows, strict=True):
+            write_rows("csv", tmp_path / folder / name, half)
+        source = open_source(f"{tmp_path}/{folder}/*.csv", options.pop("columns", Columns()), streaming=True)
+        loader = TrainingPairs([source], small_processor, **options).loader(4)
+        if state is not None:
+            loader.load_state_dict([json.loads(json.dumps(state))])
+        return loader.state_dict()
+
+    state = load("here")
+    load("there", state=state)
+    others = {
+        "names": {"names": ("0", "2")},
+        "captions": {"samples": drawn[::-1]},
+        "columns": {"columns": Columns(id="caption")},
+        "augmentation": {"augmentation": Augmentation(flip_probability=0.5)},
+    }
+    for folder, options in others.items():
+        what = "augmentation" if folder == "augmentation" else "sources"
+        with pytest.raises(ValueError, match=f"not that of the checkpoint: {what} was"):
+            load(folder, state=state, **options)
+
+
 @pytest.mark.parametrize(
     "options", [{"batch_size": 0}, {"rank": 2, "world_size": 2}, {"num_workers": -1}, {"num_prefetched": 0}]
 )
@@ -226,9 +285,10 @@ def test_impossible_numbers_are_named(options, pairs):
 def test_a_batch_must_not_be_larger_than_its_data(drawn, small_processor, tmp_path):
     small = open_source(write_source("jsonl", tmp_path / "small", drawn[:10]))
     large = open_source(write_source("jsonl", tmp_path / "large", drawn[10:]))
-    with pytest.raises(ValueError, match=r"small.*has 10 samples, fewer than the 12 .* 6 x 2: lower per_device"):
+    message = r"small.*has 10 samples, fewer than the 12 .* 6 x 2: lower global_batch_size to at most 10, or"
+    with pytest.raises(ValueError, match=message):
         TrainingPairs([small], small_processor).loader(6, world_size=2)
-    with pytest.raises(ValueError, match=r"small.*has 10 samples, fewer than the 15"):
+    with pytest.raises(ValueError, match=r"small.*fewer than the 15 .*global_batch_size to at most 13"):
         TrainingPairs([small, large], small_processor, weights=[3, 1]).loader(20)
 
 

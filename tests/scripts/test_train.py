@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
@@ -54,6 +57,7 @@ def test_a_recipe_leaves_a_checkpoint_that_the_auto_classes_open(script, tmp_pat
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["training"]["num_pairs_seen"] == 16 and results["evaluation"]["eval_loss"] > 0
     assert (tmp_path / "curves.png").exists()
+    assert results["model_arguments"]["vocab_size"] == 602 and results["data_arguments"]["train_data"] == ["shapes"]
 
     again = tmp_path / "again"
     script.main([*OPTIONS, "--model", str(tmp_path), "--train_data", "shapes", "--output_dir", str(again)])
@@ -104,8 +108,47 @@ def test_an_adapter_is_trained_saved_and_merged(script, checkpoint, tmp_path):
     found, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", checkpoint))
     assert found.keys() == before.keys()
     assert {name for name in found if not torch.equal(found[name], before[name])}
-    with pytest.raises(ValueError, match="name one with model"):
+    with pytest.raises(SystemExit, match="name one with model"):
         script.main(["--train_data", "shapes", "--output_dir", str(tmp_path / "new"), "--lora_rank", "2"])
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder as a new user has it: 40 images with their captions."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng, rows = np.random.default_rng(0), []
+    for number in range(40):
+        Image.fromarray(rng.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(folder / f"{number}.jpg")
+        rows.append({"file_name": f"{number}.jpg", "text": f"photo {number}"})
+    (folder / "metadata.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+def test_ones_own_folder_is_read_trained_on_and_gone_on_with(script, photos, tmp_path, capsys):
+    """The README's way, with the recipe's batch of 256 pairs, which so few images do not fill."""
+    recipe, output_dir = RECIPE.with_name("flickr8k.yaml"), tmp_path / "out"
+    common = [str(recipe), "--train_data", str(photos), "--output_dir", str(output_dir)]
+    script.main([*common, "--dry_run_data", "30"])
+    assert json.loads(capsys.readouterr().out)["samples_in_an_epoch"] == 40
+    with pytest.raises(SystemExit, match="give --eval_data, or --eval_strategy no"):
+        script.main(common)
+    common += ["--eval_data", str(photos), "--disable_tqdm", "true", "--max_steps", "4"]
+    with pytest.raises(SystemExit, match="lower global_batch_size"):
+        script.main(common)
+    common += ["--global_batch_size", "8", "--save_steps", "2"]
+    (photos / "7.jpg").write_bytes(b"no image")
+    with pytest.raises(SystemExit, match=r"1 of 40 samples to evaluate are broken, .* 7\.jpg"):
+        script.main(common)
+    script.main([*common, "--eval_strategy", "no"])
+    (output_dir / "model.safetensors").unlink()
+    shutil.rmtree(output_dir / "checkpoint-4")
+    script.main([*common, "--eval_strategy", "no", "--resume_from_checkpoint", "true"])
+    results = json.loads((output_dir / "results.json").read_text())
+    (counts,) = results["data"].values()
+    listed = (output_dir / "broken_samples.jsonl").read_text().splitlines()
+    assert counts == {"read": 32 + len(listed), "broken": len(listed)}
+    assert results["arguments"]["resume_from_checkpoint"] == "true" and results["training"]["steps"] == 4
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ _NUM_LOGGED_ONE_BY_ONE = 5
 
 
 class TooManyBrokenSamplesError(RuntimeError):
-    """More samples of a source are broken than are allowed to be; the message sums them up."""
+    """More samples of a source are broken than are allowed to be, or all of them; the message sums them up."""
 
 
 class BrokenSamples:
@@ -45,6 +45,13 @@ class BrokenSamples:
         self._recent: list[deque[int]] = [deque() for _ in source_names]  # numbers of the last 1,000 that were broken
         self._reasons: list[Counter[str]] = [Counter() for _ in source_names]
 
+    def begin(self) -> None:
+        """Takes out of the list what is not counted: that of another run, or of steps that are taken again."""
+        if self.list_file is not None and Path(self.list_file).exists():
+            with open(self.list_file, encoding="utf-8") as file:
+                lines = file.readlines()
+            Path(self.list_file).write_text("".join(lines[: sum(self.num_broken)]), encoding="utf-8")
+
     def count_whole(self, source: int) -> None:
         """Notes that a sample could be read."""
         self.num_read[source] += 1
@@ -65,7 +72,8 @@ class BrokenSamples:
         number, name = self.num_broken[source], self.source_names[source]
         if self.list_file is not None:
             Path(self.list_file).parent.mkdir(parents=True, exist_ok=True)
-            with open(self.list_file, "a", encoding="utf-8") as file:
+            # Names of files may hold bytes that are no UTF-8; JSON has escapes for them.
+            with open(self.list_file, "a", encoding="utf-8", errors="backslashreplace") as file:
                 entry = {"source": name, "sample_id": sample_id, "reason": reason}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         if number <= _NUM_LOGGED_ONE_BY_ONE or number.bit_count() == 1:  # then the 8th, 16th, 32nd, ...
@@ -76,16 +84,21 @@ class BrokenSamples:
         while recent[0] <= self.num_read[source] - NUM_RECENT:
             recent.popleft()
         if len(recent) > self.max_fraction * NUM_RECENT:
-            raise TooManyBrokenSamplesError(self._summary(source))
+            raise TooManyBrokenSamplesError(
+                f"{self.source_names[source]}: {len(recent)} of the last {NUM_RECENT:,} samples are broken, more than "
+                f"max_broken_fraction={self.max_fraction} allows. {self.summary()}"
+            )
 
-    def _summary(self, source: int) -> str:
-        reasons = "; ".join(f"{count:,} x {reason}" for reason, count in self._reasons[source].most_common(5))
-        where = f" All are listed in {self.list_file}." if self.list_file else ""
-        return (
-            f"{self.source_names[source]}: {len(self._recent[source])} of the last {NUM_RECENT:,} samples are broken, "
-            f"more than max_broken_fraction={self.max_fraction} allows; {self.num_broken[source]:,} of "
-            f"{self.num_read[source]:,} in all. Their reasons: {reasons}.{where}"
-        )
+    def summary(self) -> str:
+        """Returns how many samples of each source are broken, and why."""
+        counts = []
+        for name, read, broken, reasons in zip(
+            self.source_names, self.num_read, self.num_broken, self._reasons, strict=True
+        ):
+            why = "; ".join(f"{count:,} x {reason}" for reason, count in reasons.most_common(5))
+            counts.append(f"{name}: {broken:,} of {read:,} samples are broken" + (f" ({why})" if why else ""))
+        where = f". All are listed in {self.list_file}" if self.list_file and any(self.num_broken) else ""
+        return ". ".join(counts) + where
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the counts, as numbers that JSON can hold."""

@@ -9,11 +9,16 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
 from transformers import ProcessorMixin
 
 from clip_hf.data.augmentation import Augmentation, evaluation_pixels, training_pixels
 from clip_hf.data.sources import Examples, captions_of
+from clip_hf.data.training_pairs import BROKEN_SAMPLE_ERRORS
+from clip_hf.model.image_decoding_clip_hf import ImageDecodingError
+
+MOST_NAMED = 20
 
 
 class ImageTextPairs(Dataset):
@@ -60,11 +65,54 @@ class ImageTextPairs(Dataset):
         if not captions:
             raise ValueError(f"{name} has no caption")
         if self.mode == "evaluation":
-            pixels = evaluation_pixels(image, self.image_processor)
+            try:
+                pixels = evaluation_pixels(image, self.image_processor)
+            except ImageDecodingError as error:
+                raise ValueError(f"{name}: {error}") from error
             return {"pixel_values": pixels, "texts": captions, "sample_id": name}
         rng = random.Random(f"{self.seed} {self.epoch} {index}")
         pixels = training_pixels(image, name, self.image_processor, Augmentation(), rng)
         return {"pixel_values": pixels, "texts": [rng.choice(captions)], "sample_id": name}
+
+    def check(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> None:
+        """Prepares a process's share of the examples once: a broken one would else end a run at its first evaluation.
+
+        Args:
+            rank: of the process.
+            world_size: number of processes.
+            num_workers: processes that prepare.
+
+        Raises:
+            ValueError: examples are broken; the message says which.
+        """
+        complaints = _Complaints(self, range(rank, len(self), world_size))
+        # A generator, or torch's own would be drawn from.
+        loader = DataLoader(complaints, batch_size=None, num_workers=num_workers, generator=torch.Generator())
+        bar = tqdm(loader, desc="Checking the evaluation set", disable=rank > 0, leave=False)
+        broken = [complaint for complaint in bar if complaint]
+        if broken:
+            more = f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
+            raise ValueError(
+                f"{len(broken)} of {len(complaints)} samples to evaluate are broken, and figures without them would "
+                f"be of another set: repair them, or leave them out of it. {'; '.join(broken[:MOST_NAMED])}{more}"
+            )
+
+
+class _Complaints(Dataset):
+    """What is wrong with each of some examples, nothing if it is whole."""
+
+    def __init__(self, pairs: ImageTextPairs, indices: Sequence[int]) -> None:
+        self.pairs, self.indices = pairs, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> str:
+        try:
+            _ = self.pairs[self.indices[number]]
+        except BROKEN_SAMPLE_ERRORS as error:
+            return str(error) or type(error).__name__
+        return ""
 
 
 class ImageTextCollator:

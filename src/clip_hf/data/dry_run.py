@@ -11,32 +11,47 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from transformers.utils import logging
 
 from clip_hf.data.training_pairs import BROKEN_SAMPLE_ERRORS, TrainingPairs
+
+logger = logging.get_logger(__name__)
 
 _NUM_SIZES = 200
 _SHEET = (4, 6)
 
 
 def dry_run(
-    pairs: TrainingPairs, num_samples: int, output_dir: str | os.PathLike[str], **loader_options: Any
+    pairs: TrainingPairs,
+    num_samples: int,
+    output_dir: str | os.PathLike[str],
+    batch_size: int,
+    num_workers: int = 0,
 ) -> dict[str, Any]:
     """Returns a report on the first samples of a training, and draws some of them as the model will see them.
 
+    Where the data does not fill a batch of the training, smaller ones are read, and the log says what to change.
     Without matplotlib the report says how to get the sheet, and has all else.
 
     Args:
         pairs: the training set.
         num_samples: how many to read.
         output_dir: gets `samples.png`.
-        **loader_options: `batch_size` and others of `PairLoader`.
+        batch_size: pairs of the training in a step.
+        num_workers: processes that prepare samples.
 
     Raises:
         TooManyBrokenSamplesError: too many samples are broken.
     """
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    loader = pairs.loader(**loader_options)
+    if batch_size > pairs.largest_batch:
+        logger.warning(
+            f"The data does not fill a batch of {batch_size:,}, as a training must: lower global_batch_size to at "
+            f"most {pairs.largest_batch:,}"
+        )
+    # Half: where samples are broken, others take their places, and no image comes twice in a batch.
+    loader = pairs.loader(min(batch_size, max(1, pairs.largest_batch // 2)), num_workers=num_workers)
     tokenizer = pairs.processor.tokenizer
     shown: list[tuple[np.ndarray, str]] = []
     lengths: list[int] = []
@@ -57,7 +72,8 @@ def dry_run(
         "samples_per_second": round(len(lengths) / seconds, 1),
         "samples": len(lengths),
         "samples_in_an_epoch": len(pairs),
-        "batches_in_an_epoch": len(loader),
+        "batches_in_an_epoch": len(pairs) // batch_size,
+        "workers": num_workers,
         "image_shorter_side": _quantiles(_shorter_sides(pairs, min(num_samples, _NUM_SIZES))),
         "caption_tokens": _quantiles(lengths),
         "captions_of_full_length": round(sum(length >= longest for length in lengths) / len(lengths), 4),

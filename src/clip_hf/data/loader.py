@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from clip_hf.data.broken_samples import BrokenSamples
+from clip_hf.data.broken_samples import BrokenSamples, TooManyBrokenSamplesError
 from clip_hf.data.image_groups import ImageKey, find_twins
 from clip_hf.data.order import Share
 
@@ -139,8 +139,8 @@ class PairLoader:
             if share * batch_size > size:
                 raise ValueError(
                     f"{source.name} has {size:,} samples, fewer than the {share * batch_size:,.0f} it gives to a "
-                    f"batch of all devices, {self.batch_size} x {world_size}: lower per_device_train_batch_size, or "
-                    "its weight"
+                    f"batch of all devices, {self.batch_size} x {world_size}: lower global_batch_size to at most "
+                    f"{self.dataset.largest_batch // world_size * world_size:,}, or its weight"
                 )
 
     def __len__(self) -> int:
@@ -169,6 +169,7 @@ class PairLoader:
         Raises:
             TooManyBrokenSamplesError: too many samples are broken.
         """
+        self.broken.begin()
         self._turns.begin = self.epoch, self._share, self._turn
         results = (result for group in self._groups for result in _ungrouped(group))
         while size := self._next_size():
@@ -206,11 +207,14 @@ class PairLoader:
     def _fill(self, pairs: dict[ImageKey, Pair], results: Iterator[Pair | BrokenPair], size: int, last: int) -> None:
         """Adds pairs of other images until there are enough."""
         while len(pairs) < size:
+            if self._turn > last and not pairs:
+                raise TooManyBrokenSamplesError(f"there is no sample that can be read. {self.broken.summary()}")
             if self._turn > last:
                 ids = ", ".join(str(image) for _, image in [*pairs][:3])
                 raise RuntimeError(
                     f"this process finds fewer than {size} images that no other has in this batch, with ids such as "
-                    f"{ids}: lower per_device_train_batch_size, or name a column of ids that tells images apart"
+                    f"{ids}: lower global_batch_size, or name a column of ids that tells images apart. "
+                    f"{self.broken.summary()}"
                 )
             result = next(results)
             self._turn += 1
@@ -286,7 +290,7 @@ class PairLoader:
         if len({(state["epoch"], state["num_before"], state["num_since"]) for state in states}) > 1:
             raise ValueError("the states are not of one moment: some processes had taken more samples than others")
         for name, value in self.dataset.fingerprint.items():
-            if first["data"][name] != value:
+            if first["data"].get(name, value) != value:
                 raise ValueError(
                     f"the data is not that of the checkpoint: {name} was {first['data'][name]} and is {value}. "
                     "Restore it, or start a new run from the checkpoint's weights"

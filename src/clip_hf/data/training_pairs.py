@@ -1,8 +1,12 @@
 """Samples in their order of training, each prepared for the model by itself."""
 
 import bisect
+import hashlib
+import json
 import os
+import posixpath
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +20,9 @@ from clip_hf.data.samples import Samples
 
 BROKEN_SAMPLE_ERRORS = (OSError, ValueError, KeyError, EOFError, pa.ArrowException)
 """What damaged data raises; everything else is a mistake of the program and ends it."""
+
+
+_NUM_CAPTIONS = 16
 
 
 class TrainingPairs(Dataset):
@@ -73,12 +80,22 @@ class TrainingPairs(Dataset):
             "num_samples": [len(source) for source in sources],
             "weights": weights and [weight / sum(weights) for weight in weights],
             "stream": [num_lanes, window] if sources[0].is_stream else None,
+            "sources": [_identity(source) for source in sources],
+            "augmentation": json.loads(json.dumps(asdict(self.augmentation))),
         }
 
     @property
     def repositories(self) -> list[str]:
         """The data sets on the Hub among the sources."""
         return list(dict.fromkeys(source.repository for source in self.sources if source.repository is not None))
+
+    @property
+    def largest_batch(self) -> int:
+        """How many pairs a batch of all processes may have: no source gives it more than it has, by its weight."""
+        if self.weights is None:
+            return len(self)
+        sizes, total = map(len, self.sources), sum(self.weights)
+        return min(int(size * total / weight) for size, weight in zip(sizes, self.weights, strict=True))
 
     def __len__(self) -> int:
         """Returns the number of samples."""
@@ -125,6 +142,24 @@ class TrainingPairs(Dataset):
             ValueError: as `PairLoader`.
         """
         return PairLoader(self, batch_size, **options)
+
+
+def _identity(source: Samples) -> dict[str, Any]:
+    """What tells sources apart, wherever they lie: columns, and a digest of files' names and sizes and of captions."""
+    paths = [shard if isinstance(shard, str) else shard.name for shard in source.shards]
+    names = [posixpath.basename(path.partition("?")[0]) for path in paths]  # a signed URL is another each time
+    captions = []
+    for number in range(0, source.shard_sizes[0], max(1, source.shard_sizes[0] // _NUM_CAPTIONS)):
+        try:
+            captions.append(source.captions_of_row(number))
+        except BROKEN_SAMPLE_ERRORS:
+            captions.append([])
+    content = json.dumps([names, source.shard_sizes, captions])
+    return {
+        "name": posixpath.basename(source.name.rstrip("/")),
+        "columns": list(source.columns),
+        "digest": hashlib.blake2b(content.encode(), digest_size=8).hexdigest(),
+    }
 
 
 def _order(sources: Sequence[Samples], seed: int, num_lanes: int, window: int) -> Order:

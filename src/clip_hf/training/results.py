@@ -1,14 +1,20 @@
 """What a training run leaves beside its weights: results.json for machines, curves.png for people."""
 
 import json
+import re
+import shlex
+import sys
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_pt_utils import get_model_param_count
 from transformers.utils import logging
 
+from clip_hf.distributed import all_gather
 from clip_hf.model_card.origins import base_model_of
 from clip_hf.training.curves import plot_curves
 from clip_hf.training.training_args import ClipTrainingArguments
@@ -19,16 +25,39 @@ PACKAGES = ("clip_hf", "torch", "transformers", "accelerate", "deepspeed", "data
 
 
 class ResultsCallback(TrainerCallback):
-    """Writes results.json and curves.png into the output folder when training ends."""
+    """Writes results.json and curves.png into the output folder when training ends.
+
+    Attributes:
+        facts: what results.json is to have beside what the run itself knows; a command puts its options here.
+    """
+
+    facts: dict[str, Any]
+
+    def __init__(self) -> None:
+        self.facts = {}
+
+    def add_options(self, **options: Any) -> None:
+        """Adds the command that is running, its tokens masked, and the options that are not the trainer's.
+
+        Args:
+            options: dataclasses, by the name that they are to have in results.json.
+        """
+        self.facts |= {"command": _masked(sys.argv)}
+        self.facts |= {name: asdict(values) for name, values in options.items()}
 
     def on_train_end(
         self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
         """Writes both files, on the one process that writes."""
+        loader = objects["train_dataloader"]
+        data = _count_samples(loader, args.device)  # of all processes
         if not state.is_world_process_zero:
             return
+        for name, counts in data.items():
+            if counts["broken"]:
+                logger.warning(f"{name}: {counts['broken']:,} of {counts['read']:,} samples were broken")
         folder = Path(args.output_dir)
-        results = collect_results(args, state, objects["model"], objects["train_dataloader"].dataset)
+        results = collect_results(args, state, objects["model"], loader.dataset) | {"data": data} | self.facts
         (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         try:
             plot_curves(state.log_history, folder / "curves.png")
@@ -55,6 +84,7 @@ def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any
         "num_parameters": get_model_param_count(model),
         "training": {
             "steps": state.global_step,
+            "max_steps": state.max_steps,
             "epochs": state.epoch,
             "batch_size": batch_size,
             "num_pairs_seen": batch_size * state.global_step,
@@ -71,6 +101,23 @@ def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any
         "arguments": args.to_dict(),
         "versions": {package: _installed_version(package) for package in PACKAGES},
         "history": state.log_history,
+    }
+
+
+def _masked(words: list[str]) -> str:
+    command = shlex.join(words)
+    return re.sub(r"(--\w*token[= ])(\S+)", r"\1***", command)
+
+
+def _count_samples(loader: Any, device: torch.device) -> dict[str, dict[str, int]]:
+    """Samples of each source that were read and that were broken, where the loader counts them."""
+    if not hasattr(loader, "broken"):
+        return {}
+    counts = torch.tensor([[loader.broken.num_read, loader.broken.num_broken]], device=device)  # (1, 2, sources)
+    read, broken = all_gather(counts).sum(0).tolist()
+    return {
+        name: {"read": read[number], "broken": broken[number]}
+        for number, name in enumerate(loader.broken.source_names)
     }
 
 
