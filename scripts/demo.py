@@ -1,16 +1,18 @@
-"""Trains a small CLIP on images that it draws itself, then has it name images of combinations it never saw."""
+"""Trains a small CLIP on images that it draws itself, and evaluates it on images of combinations it never saw."""
 
 import argparse
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-from matplotlib.figure import Figure
 from transformers import pipeline, set_seed
 
 from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
 from clip_hf.data.collator import ImageTextCollator, ImageTextPairs
 from clip_hf.data.shapes import CHANCE, COMBINATIONS, SEEN, UNSEEN, ZERO_SHOT_TEMPLATES, ShapesDataset, accuracy
+from clip_hf.evaluation.figures import draw_named
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 
 CLASSES = {combination.name: combination for combination in COMBINATIONS}
@@ -30,14 +32,9 @@ def train(folder: Path, num_steps: int, seed: int) -> None:
     set_seed(seed)
     captions = [caption for combination in SEEN for caption in combination.captions]
     tokenizer = ClipHfTokenizer.train(captions, vocab_size=602, context_length=16)
-    text_config = {
-        "hidden_size": 64,
-        "num_hidden_layers": 1,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 16,
-    }
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "max_position_embeddings": 16, "vocab_size": len(tokenizer)}
     vision_config = {"model_type": "clip_hf_resnet", "image_size": 64, "width": 8, "depths": (1, 1, 1, 1)}
-    model = ClipHfModel(ClipHfConfig(text_config=text_config, vision_config=vision_config, projection_dim=64))
+    model = ClipHfModel(ClipHfConfig(text_config=sizes, vision_config=vision_config, projection_dim=64))
     processor = ClipHfProcessor(ClipHfImageProcessor(size=64, crop_size=64), tokenizer)
     args = ClipTrainingArguments(
         str(folder), max_steps=num_steps, logging_steps=max(1, num_steps // 6), seed=seed, use_cpu=True, **RECIPE
@@ -49,18 +46,21 @@ def train(folder: Path, num_steps: int, seed: int) -> None:
     trainer.save_model()
 
 
-def draw(path: Path, images: list[Any], answers: list[list[dict[str, Any]]], truths: list[Any]) -> None:
-    """Draws images with their three best answers, the right one in green."""
-    figure = Figure(figsize=(15, 9), layout="constrained")
-    figure.suptitle(f"Combinations never seen in training, named among all {len(CLASSES)}")
-    for axes, image, answer, truth in zip(figure.subplots(3, 5).flat, images, answers, truths, strict=False):
-        axes.imshow(image)
-        axes.axis("off")
-        for line, item in enumerate(answer[:3]):
-            colour = "green" if item["label"] == truth.name else "firebrick" if line == 0 else "grey"
-            text = f"{item['score']:.0%}  {item['label']}"
-            axes.text(0, -0.07 - 0.09 * line, text, color=colour, fontsize=8, transform=axes.transAxes)
-    figure.savefig(path, dpi=110)
+def evaluate(folder: Path, shapes: ShapesDataset) -> None:
+    """Runs the evaluation scripts on one image of each combination, and on the others."""
+    shapes.write(once := folder / "images" / "one_of_each", range(len(UNSEEN)))
+    shapes.write(rest := folder / "images" / "others", range(len(UNSEEN), len(shapes)))
+    (templates := folder / "templates.txt").write_text("\n".join(ZERO_SHOT_TEMPLATES))
+    common = ["--model", folder / "model", "--cache_dir", folder / "features", "--device", "cpu", "--num_workers", 0]
+    for name, options in {
+        "retrieval": ["--data", once],
+        "zero_shot": ["--data", rest, "--templates", templates],
+        "linear_probe": ["--data", rest, "--train_data", once, "--num_draws", 1],
+    }.items():
+        script, output_dir = Path(__file__).with_name(f"evaluate_{name}.py"), folder / "model" / "evaluations" / name
+        command = [str(part) for part in (script, *common, *options, "--output_dir", output_dir)]
+        print(f"\npython {shlex.join(command)}\n", flush=True)
+        subprocess.run([sys.executable, *command], check=True)
 
 
 def main() -> None:
@@ -76,11 +76,10 @@ def main() -> None:
     train(folder, args.num_steps, args.seed)
 
     classify = pipeline("zero-shot-image-classification", model=str(folder), device="cpu")
-    shown = ShapesDataset(UNSEEN, num_examples=args.num_images, seed=args.seed + 1)
-    images, truths = zip(*((shown[i]["image"], shown.combination(i)) for i in range(len(shown))), strict=True)
-    answers = classify(
-        list(images), candidate_labels=list(CLASSES), hypothesis_template=list(ZERO_SHOT_TEMPLATES), batch_size=60
-    )
+    shown = ShapesDataset(UNSEEN, num_examples=max(args.num_images, 2 * len(UNSEEN)), seed=args.seed + 1)
+    images, truths = zip(*((shown[i]["image"], shown.combination(i)) for i in range(args.num_images)), strict=True)
+    options = {"candidate_labels": list(CLASSES), "hypothesis_template": list(ZERO_SHOT_TEMPLATES), "batch_size": 60}
+    answers = classify(list(images), **options)
     found = accuracy([[CLASSES[item["label"]] for item in answer] for answer in answers], truths)
     print(f"\n{len(images)} images of unseen combinations, named among all {len(CLASSES)}:\n")
     print(f"{'':10}{'correct':>9}{'chance':>9}")
@@ -88,9 +87,11 @@ def main() -> None:
         print(f"{name:10}{share:>9.1%}{CHANCE[name]:>9.1%}")
     results = {"unseen": found, "chance": CHANCE, "num_images": len(images), "num_classes": len(CLASSES)}
     (args.output_dir / "results.json").write_text(json.dumps(results | vars(args), indent=2, default=str) + "\n")
-    draw(args.output_dir / "demo.png", images, answers, truths)
+    title = f"Combinations never seen in training, named among all {len(CLASSES)}"
+    draw_named(args.output_dir / "demo.png", title, images[:15], answers, [truth.name for truth in truths])
     images[0].save(args.output_dir / "image.png")
-    print(f"\nPictures with their answers: {args.output_dir / 'demo.png'}")
+    evaluate(args.output_dir, shown)
+    print(f"\nImages with their answers: {args.output_dir / 'demo.png'}")
     print(f"The model: {folder}. Three lines that use it:")
     print(USAGE.format(folder=folder, image=args.output_dir / "image.png"))
 

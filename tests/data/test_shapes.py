@@ -7,8 +7,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.data import DataLoader
 
+from clip_hf.data.columns import Columns
 from clip_hf.data.shapes import (
     CHANCE,
     COLOURS,
@@ -23,6 +25,7 @@ from clip_hf.data.shapes import (
     accuracy,
     draw_image,
 )
+from clip_hf.data.sources import open_source
 
 
 def words(combinations):
@@ -204,3 +207,15 @@ def test_accuracy_counts_names_and_their_parts():
     assert found["colour"] == 1
     assert CHANCE["top-5"] == 5 / 480
     assert CHANCE["shape"] == 1 / 6
+
+
+def test_a_folder_of_them_is_a_labelled_source(tmp_path):
+    examples = ShapesDataset(UNSEEN, num_examples=5, image_size=32)
+    examples.write(tmp_path / "images", range(1, 4))
+    shown = [examples.combination(index) for index in range(1, 4)]
+    labels = [[f"{one.colour} {one.shape}"] for one in shown]
+    for column, texts in {"captions": [one.captions for one in shown], "label_name": labels}.items():
+        source = open_source(tmp_path / "images", Columns(text=column))
+        assert [source[row]["captions"] for row in range(3)] == texts
+    with Image.open(source[0]["image"]) as image:
+        assert image.tobytes() == examples[1]["image"].tobytes()

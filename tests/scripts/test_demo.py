@@ -24,6 +24,16 @@ def test_demo_leaves_a_model_a_table_and_an_image(tmp_path):
         assert 0 <= share <= 1
         assert f"{name:10}{share:>9.1%}{results['chance'][name]:>9.1%}" in printed
     assert Image.open(tmp_path / "demo" / "demo.png").size[0] > 1000
+    # The evaluation scripts ran on the images of unseen combinations, and the model's folder holds what they found.
+    evaluations = {
+        file.parent.name: file for file in (tmp_path / "demo" / "model" / "evaluations").glob("*/results.json")
+    }
+    assert set(evaluations) == {"retrieval", "zero_shot", "linear_probe"}
+    for name, file in evaluations.items():
+        found = json.loads(file.read_text())
+        assert (found["num_images"], found["num_broken"]) == (120, 0) and list(file.parent.glob("*.png"))
+        of = "image_retrieval_recall@5" if name == "retrieval" else "top_1_accuracy"
+        assert f"{found['metrics'][of]:.2%}" in printed
     assert type(AutoModel.from_pretrained(tmp_path / "demo" / "model")) is ClipHfModel
     AutoProcessor.from_pretrained(tmp_path / "demo" / "model")
     # The three lines that it prints work as they stand.

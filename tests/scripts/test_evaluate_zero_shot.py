@@ -1,7 +1,13 @@
 """scripts/evaluate_zero_shot.py on real files: what it writes, against ZeroShotClassifier and scikit-learn."""
 
 import json
+import shutil
+import subprocess
+import sys
+import tarfile
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -186,3 +192,62 @@ def test_labels_are_checked_before_anything_is_embedded(photos, tmp_path):
     with pytest.raises(SystemExit, match="labels are none of 2 classes"):
         evaluate(checkpoint, photos, tmp_path, "--class_names", tmp_path / "names.txt")
     assert not list((tmp_path / "cache").glob("*"))
+
+
+def write_tars(photos, folder):
+    folder.mkdir()
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for number in range(15):
+            (photos / "class").write_text(list(COLOURS)[number % 3])
+            tar.add(photos / f"{number:02d}.png", f"{number:02d}.png")
+            tar.add(photos / "class", f"{number:02d}.cls")
+    return folder / "photos.tar", ["--label_column", "cls"]
+
+
+def write_parquet(photos, folder):
+    folder.mkdir()
+    images = [(photos / f"{number:02d}.png").read_bytes() for number in range(15)]
+    labels = [list(COLOURS)[number % 3] for number in range(15)]
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label_name": labels}), folder / "photos.parquet")
+    return folder / "photos.parquet", []
+
+
+def write_class_folders(photos, folder):
+    for number in range(15):
+        (place := folder / list(COLOURS)[number % 3]).mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / f"{number:02d}.png", place)
+    return folder, ["--label_column", "label"]
+
+
+@pytest.mark.parametrize("write", [write_tars, write_parquet, write_class_folders])
+def test_every_kind_of_source_gives_the_same_table(write, photos, tmp_path):
+    checkpoint = save_checkpoint("clip_hf", tmp_path / "model")
+    plain = evaluate(checkpoint, photos, tmp_path)
+    data, options = write(photos, tmp_path / "other")
+    found = evaluate(checkpoint, data, tmp_path, *options)
+    assert found["class_names"] == plain["class_names"] and found["num_broken"] == 1
+    assert found["classes"] == plain["classes"]
+    assert found["metrics"]["top_1_accuracy"] == plain["metrics"]["top_1_accuracy"]
+
+
+def test_precision_and_device_are_those_asked_for(photos, tmp_path):
+    checkpoint = save_checkpoint("clip_hf", tmp_path / "model")
+    options = ["--dtype", "bfloat16", "--device", "cpu"]
+    single, half = evaluate(checkpoint, photos, tmp_path), evaluate(checkpoint, photos, tmp_path, *options)
+    assert half["weights"] != single["weights"] and half["arguments"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["zero_shot", "linear_probe"])
+def test_two_processes_write_the_same_figures(script, photos, tmp_path):
+    checkpoint, tables = save_checkpoint("clip_hf", tmp_path / "model"), []
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    data = ["--data", photos, *(["--train_data", photos, "--num_draws", "1"] if script == "linear_probe" else [])]
+    for name, command in {"one": (sys.executable,), "two": launcher}.items():
+        folders = ["--output_dir", tmp_path / name, "--cache_dir", tmp_path / name / "cache", "--num_workers", "0"]
+        arguments = map(str, [f"scripts/evaluate_{script}.py", "--model", checkpoint, *data, *folders])
+        run = subprocess.run([*command, *arguments], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        tables.append(json.loads((tmp_path / name / "results.json").read_text()))
+    assert tables[0]["classes"] == tables[1]["classes"] and tables[0]["broken"] == tables[1]["broken"]
+    assert tables[0]["metrics"]["top_1_accuracy"] == tables[1]["metrics"]["top_1_accuracy"]

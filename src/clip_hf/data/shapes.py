@@ -10,7 +10,9 @@ and wherever, though every word of a caption is: who names a red circle has unde
 
 import colorsys
 import itertools
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,6 +189,22 @@ class ShapesDataset(Dataset):
         turn, place = divmod(index, len(self.combinations))
         order = np.random.default_rng((self.seed, 0, turn)).permutation(len(self.combinations))
         return self.combinations[order[place]]
+
+    def write(self, folder: Path, indices: Iterable[int]) -> None:
+        """Writes images as PNG files, and metadata.jsonl with their captions and, as label_name, such as "red circle".
+
+        Args:
+            folder: made if needed.
+            indices: of the images.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for index in indices:
+            name, combination = f"{index:05d}.png", self.combination(index)
+            self[index]["image"].save(folder / name)
+            label = f"{combination.colour} {combination.shape}"
+            lines.append({"file_name": name, "captions": combination.captions, "label_name": label})
+        (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def draw_image(combination: Combination, rng: np.random.Generator, image_size: int = 64) -> Image.Image:

@@ -15,6 +15,7 @@ from clip_hf.evaluation.retrieval import most_similar
 from clip_hf.model.image_decoding_clip_hf import decode_image
 
 RIGHT, WRONG, MISSED, PLAIN = "green", "firebrick", "blue", "black"
+MARKS = {RIGHT: "right", WRONG: "wrong", MISSED: "missed"}
 MAX_NAMED_CLASSES = 60
 MAX_NUMBERED_CLASSES = 20
 CHARACTERS_PER_LINE = 44
@@ -72,6 +73,26 @@ def draw_sheet(path: Path, title: str, rows: Sequence[tuple[str, Sequence[Pictur
     figure.savefig(path, dpi=110)
 
 
+def draw_named(
+    path: Path, title: str, images: Sequence[Any], answers: Sequence[Sequence[dict[str, Any]]], names: Sequence[str]
+) -> None:
+    """Draws images with their three best answers, the right one in green.
+
+    Args:
+        path: the image to write.
+        title: of the sheet.
+        images: N paths, bytes or PIL images.
+        answers: of each image "score" and "label", as the zero-shot pipeline returns them, the best first.
+        names: the right one of each image.
+    """
+    pictures = []
+    for image, answer, name in zip(images, answers, names, strict=False):
+        colours = [RIGHT if one["label"] == name else WRONG for one in answer[:3]]
+        texts = [f"{one['score']:.0%} {one['label']}" for one in answer[:3]]
+        pictures.append(Picture(image, [Caption(*line) for line in zip(texts, colours, strict=True)]))
+    draw_sheet(path, title, [("", pictures[start : start + 5]) for start in range(0, len(pictures), 5)])
+
+
 def draw_answers(path: Path, samples: Samples, images: ImageFeatures, texts: Tensor, num_queries: int) -> None:
     """Draws some images with the texts that they find, and some texts with the images that they find.
 
@@ -107,7 +128,7 @@ def draw_answers(path: Path, samples: Samples, images: ImageFeatures, texts: Ten
         if row not in found:
             marked.append((row, float(texts[query].double() @ images.features[row].double()), MISSED))
         pictures = [
-            Picture(samples[images.places[answer]]["image"], [Caption(f"{score:.3f}", colour)])
+            Picture(samples[images.places[answer]]["image"], [Caption(f"{score:.3f} {MARKS[colour]}", colour)])
             for answer, score, colour in marked
         ]
         rows.append((text, pictures))
