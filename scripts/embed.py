@@ -5,7 +5,6 @@ torchrun --nproc_per_node 8 scripts/embed.py --model me/my-clip --data captions.
 """
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,13 +12,14 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, HfArgumentParser
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import clip_hf  # noqa: F401  registers the model classes
-from clip_hf.data.inputs import Columns, load_inputs
+from clip_hf.data.inputs import Columns, fingerprint_inputs, load_inputs
 from clip_hf.distributed import rank, world_size
 from clip_hf.evaluation.embedding import Embedder, collect_broken, open_run, write_embeddings
 from clip_hf.evaluation.features import digest_parts
+from clip_hf.evaluation.setup import run
 
 
 @dataclass
@@ -35,7 +35,7 @@ class EmbedArguments:
     id_column: str | None = field(default=None, metadata={"help": "Column of unique ids; by default a usual name."})
     split: str = field(default="train", metadata={"help": "Split of a Hub dataset."})
     limit: int | None = field(default=None, metadata={"help": "Only so many images, and so many texts."})
-    batch_size: int = field(default=64, metadata={"help": "Pictures or texts at a time."})
+    batch_size: int = field(default=64, metadata={"help": "Images or texts at a time."})
     num_workers: int = field(default=2, metadata={"help": "Processes that decode images, for each process."})
     shard_size: int = field(default=10_000, metadata={"help": "Rows of a Parquet file."})
     dtype: Literal["float32", "bfloat16", "float16"] = field(
@@ -43,25 +43,20 @@ class EmbedArguments:
     )
     device: str | None = field(default=None, metadata={"help": "Such as cpu or cuda:1; by default a GPU if there is."})
 
-
-def start_process(device: str | None) -> torch.device:
-    """Joins the other processes, where a launcher started several, and returns the device of this one."""
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")  # nothing but barriers go through it
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number that is too small."""
+        for name, least in {"limit": 1, "batch_size": 1, "num_workers": 0, "shard_size": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, but must be at least {least}")
 
 
 def main(args: EmbedArguments) -> None:
-    """Embeds, then lists what did not decode."""
-    device = start_process(args.device)
+    """Embeds, then lists what could not be read."""
+    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     columns = Columns(args.image_column, args.text_column, args.id_column)
     modalities = ("image", "text") if args.modality == "both" else (args.modality,)
-    try:
-        inputs = {modality: load_inputs(args.data, modality, columns, args.split) for modality in modalities}
-    except ValueError as error:
-        sys.exit(f"embed.py: {error}")
+    inputs = {modality: load_inputs(args.data, modality, columns, args.split) for modality in modalities}
     inputs = {modality: rows[: args.limit] if args.limit else rows for modality, rows in inputs.items()}
     model = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(device)
     progress = tqdm(total=-(-sum(map(len, inputs.values())) // world_size()), disable=rank() != 0, desc="Embedding")
@@ -75,11 +70,9 @@ def main(args: EmbedArguments) -> None:
     )
     description = digest_parts(embedder) | {"dtype": args.dtype, "data": args.data, "shard_size": args.shard_size}
     description |= {"split": args.split, **columns._asdict()}
-    sizes = {f"num_{modality}s": len(rows) for modality, rows in inputs.items()}
-    try:
-        open_run(args.output_dir, description | sizes)
-    except ValueError as error:
-        sys.exit(f"embed.py: {error}")
+    description |= {f"num_{modality}s": len(rows) for modality, rows in inputs.items()}
+    description |= {f"{modality}_inputs": fingerprint_inputs(rows, modality) for modality, rows in inputs.items()}
+    open_run(args.output_dir, description)
     for modality, rows in inputs.items():
         write_embeddings(embedder, rows, modality, args.output_dir, args.shard_size)
     progress.close()
@@ -89,11 +82,9 @@ def main(args: EmbedArguments) -> None:
         broken = collect_broken(args.output_dir)
         print(f"{args.output_dir}: {', '.join(f'{len(rows)} {modality}s' for modality, rows in inputs.items())}")
         if broken:
-            print(f"{len(broken)} of them did not decode, see {args.output_dir / 'broken.jsonl'}; the first:")
+            print(f"{len(broken)} of them could not be read, see {args.output_dir / 'broken.jsonl'}; the first:")
             print(f"    {broken[0]['reason']}")
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser(EmbedArguments, description=__doc__).parse_args_into_dataclasses())
+    run(main, EmbedArguments, __doc__)

@@ -56,6 +56,11 @@ def main(arguments: ExportArguments) -> None:
     """Exports, compares on another batch size than the example's, saves only what agrees."""
     model = AutoModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
     part = {"joint": model, "image": model.vision_model, "text": model.text_model}[arguments.part]
+    if arguments.part != "joint" and getattr(part, "projection", None) is None:
+        sys.exit(
+            f"export_onnx.py: the {arguments.part} tower of a {type(model).__name__} gives no embeddings by itself: "
+            "save the checkpoint with ClipHfModel first, or export --part joint"
+        )
     exported = OnnxExporter().export(
         part, example_inputs(model.config, arguments.part, batch_size=2), config=OnnxConfig(dynamic=True)
     )

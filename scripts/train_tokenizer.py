@@ -4,6 +4,7 @@ Example:
     python scripts/train_tokenizer.py --data captions.jsonl --vocab_size 16384 --output_dir outputs/tokenizer
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -88,4 +89,7 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as mistake:
+        sys.exit(f"train_tokenizer.py: {mistake}")

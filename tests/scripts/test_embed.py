@@ -1,14 +1,18 @@
 """scripts/embed.py on real files: what it writes, what it refuses, what a second run completes."""
 
+import http.server
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -48,6 +52,10 @@ def read(output_dir, modality):
         row for file in sorted(output_dir.glob(f"{modality}-*.parquet")) for row in pq.read_table(file).to_pylist()
     ]
     return {row["id"]: np.array(row["embedding"], dtype=np.float32) for row in rows}
+
+
+def broken_of(output_dir):
+    return [json.loads(line) for line in (output_dir / "broken.jsonl").read_text().splitlines()]
 
 
 def unit(features):
@@ -125,10 +133,64 @@ def test_broken_pictures_are_listed_and_the_run_completes(checkpoint, photos, tm
     run = embed(checkpoint, photos, tmp_path / "out", "--batch_size", 2)
     assert run.returncode == 0, run.stderr
     assert len(read(tmp_path / "out", "image")) == 7
-    broken = [json.loads(line) for line in (tmp_path / "out" / "broken.jsonl").read_text().splitlines()]
+    broken = broken_of(tmp_path / "out")
     assert {entry["id"] for entry in broken} == {"empty.jpg", "cut.png"}
     assert all(entry["id"] in entry["reason"] for entry in broken)
-    assert "2 of them did not decode" in run.stdout
+    assert "2 of them could not be read" in run.stdout
+
+
+def test_broken_rows_of_tables_are_listed_and_the_run_completes(checkpoint, photos, tmp_path):
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(http.server.SimpleHTTPRequestHandler, directory=photos)
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    images = [f"{address}/0.png", f"{address}/gone.png", str(photos / "2.png"), None]
+    texts = [["a dog", None, 7], ["a cat"], [], ["an ox"]]
+    pq.write_table(pa.table({"id": list("abcd"), "url": images}), tmp_path / "images.parquet")
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"captions": row[:2]}) + "\n" for row in texts))
+    pq.write_table(pa.table({"text": [7, 8]}), tmp_path / "numbers.parquet")
+    try:
+        run = embed(checkpoint, tmp_path / "images.parquet", tmp_path / "images")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert run.returncode == 0, run.stderr
+    assert list(read(tmp_path / "images", "image")) == ["a", "c"]
+    assert [entry["id"] for entry in broken_of(tmp_path / "images")] == ["b", "d"]
+    run = embed(checkpoint, tmp_path / "texts.jsonl", tmp_path / "texts", "--modality", "text")
+    assert run.returncode == 0, run.stderr
+    assert list(read(tmp_path / "texts", "text")) == ["0#0", "1#0", "3#0"]
+    assert broken_of(tmp_path / "texts") == [{"id": "0#1", "reason": "0#1: None is no text"}]
+    run = embed(checkpoint, tmp_path / "numbers.parquet", tmp_path / "numbers", "--modality", "text")
+    assert run.returncode == 0 and "2 of them could not be read" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_changed_contents_are_another_run(modality, checkpoint, photos, tmp_path):
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(CAPTIONS))
+    data = captions if modality == "text" else photos
+    assert embed(checkpoint, data, tmp_path / "out", "--modality", modality).returncode == 0
+    assert embed(checkpoint, data, tmp_path / "out", "--modality", modality).returncode == 0
+    captions.write_text("\n".join(reversed(CAPTIONS)))
+    pictures(1)[0].save(photos / "0.png", compress_level=0)
+    run = embed(checkpoint, data, tmp_path / "out", "--modality", modality)
+    assert run.returncode != 0 and f"{modality}_inputs: " in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shard_size", 0], "embed.py: shard_size is 0, but must be at least 1"),
+        (["--batch_size", 0], "embed.py: batch_size is 0, but must be at least 1"),
+        (["--limit", -1], "embed.py: limit is -1, but must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(options, message, tmp_path):
+    run = embed("no/model", tmp_path, tmp_path / "out", *options)
+    assert run.returncode != 0 and run.stderr.strip().splitlines()[-1] == message
+    assert "Traceback" not in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Images or texts with an id each: what a model is asked to embed."""
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from datasets import Dataset, Image, load_dataset
+from datasets import Dataset, Image, Value, load_dataset
 from PIL import Image as PillowImage
 
 from clip_hf.data.columns import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, USUAL_COLUMNS, Columns, choose_column
@@ -24,7 +25,7 @@ class Input(NamedTuple):
 
     Args:
         id: unique in its table.
-        value: a path or the bytes of an image, or a text.
+        value: a path, a URL or the bytes of an image, or a text; whatever else the table has is neither.
     """
 
     id: str
@@ -92,13 +93,30 @@ def _from_table(
         return _Images(table, column, ids, folder)
     inputs = []
     for id_, value in zip(ids, table[column], strict=True):
-        if value is None:
-            raise ValueError(f"{name} has no text at id '{id_}': leave such rows out")
-        if isinstance(value, str):
-            inputs.append(Input(id_, value))
-        else:
+        if isinstance(value, list):
             inputs += [Input(f"{id_}#{number}", text) for number, text in enumerate(value)]
+        else:
+            inputs.append(Input(id_, value))
     return inputs
+
+
+def fingerprint_inputs(inputs: Sequence[Input], modality: Modality) -> str:
+    """Returns a digest of what is embedded: other texts, or image files that have changed, have another one.
+
+    Args:
+        inputs: of `load_inputs`.
+        modality: of the inputs. Of image files, size and time of change stand for their contents.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(inputs, _Images) and not inputs.holds_names:
+        digest.update(json.dumps([inputs.table._fingerprint, inputs.ids]).encode())
+        return digest.hexdigest()
+    for id_, value in inputs:
+        if modality == "image" and os.path.isfile(value or ""):
+            stat = os.stat(value)
+            value = [value, stat.st_size, stat.st_mtime_ns]
+        digest.update(json.dumps([id_, value], default=str).encode())
+    return digest.hexdigest()
 
 
 class _Images(Sequence[Input]):
@@ -106,13 +124,15 @@ class _Images(Sequence[Input]):
 
     def __init__(self, table: Dataset, column: str, ids: list[str], folder: Path | None) -> None:
         self.table, self.column, self.ids, self.folder = table, column, ids, folder
+        self.holds_names = table.features[column] == Value("string")
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+            table = self.table.select(range(*index.indices(len(self))))
+            return _Images(table, self.column, self.ids[index], self.folder)
         value = self.table[index][self.column]
         if isinstance(value, dict):  # an Image feature, not decoded
             value = value["bytes"] or value["path"]

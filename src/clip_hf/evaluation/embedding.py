@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import BatchFeature, PreTrainedModel
 
 from clip_hf.distributed import rank, world_size
-from clip_hf.model.image_decoding_clip_hf import ImageDecodingError, decode_image
+from clip_hf.model.image_sources_clip_hf import decode_source
 from clip_hf.model.zero_shot_clip_hf import image_feature_options, text_feature_options
 
 Modality = Literal["image", "text"]
@@ -111,6 +111,8 @@ class Embedder:
 
         SigLIP alone was trained on texts padded to one length, and without a mask of the padding.
         """
+        if not texts:
+            return torch.empty(0, embedding_size(self.model))
         length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         is_siglip = self.model.config.model_type == "siglip"
         padding = {"padding": "max_length", "max_length": length} if is_siglip else {}
@@ -134,9 +136,9 @@ def _prepare_images(
     ids, pixel_values, broken = [], [], []
     for one in images:
         try:
-            image = decode_image(one.value, name=one.id)
-        except ImageDecodingError as error:
-            broken.append({"id": one.id, "reason": str(error)})
+            image = decode_source(one.value, one.id)
+        except (ValueError, TypeError) as error:
+            broken.append({"id": one.id, "reason": str(error) if one.id in str(error) else f"{one.id}: {error}"})
             continue
         ids.append(one.id)
         pixel_values.append(image_processor(image, return_tensors="pt", **options)["pixel_values"])
@@ -190,7 +192,7 @@ def write_embeddings(
     """Writes this process's share of the files `<modality>-00000.parquet`, ..., leaving out those that are there.
 
     A file has the columns `id` (string) and `embedding` (E float32, unit length). Beside each stands a list of the
-    images that did not decode, which `collect_broken` puts together.
+    images and texts that could not be read, which `collect_broken` puts together.
 
     Args:
         embedder: the model and what prepares its inputs.
@@ -203,19 +205,27 @@ def write_embeddings(
     mine = [shard for shard in range(rank(), len(files), world_size()) if not files[shard].exists()]
     for shard in mine:
         places = range(shard * shard_size, min((shard + 1) * shard_size, len(inputs)))
-        broken: list[dict[str, str]] = []
         if modality == "image":
             ids, embeds, broken = embedder.embed_images(Subset(inputs, places))  # type: ignore[arg-type]
         else:
-            texts = [inputs[place] for place in places]
-            ids, embeds = [text.id for text in texts], embedder.embed_texts([text.value for text in texts])
+            ids, embeds, broken = _embed_whole_texts(embedder, [inputs[place] for place in places])
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in broken)
         _write_text(files[shard].with_suffix(".broken"), lines)  # first: a table that is there is complete
         _write_table(files[shard], ids, embeds)
 
 
+def _embed_whole_texts(embedder: Embedder, rows: list[Input]) -> tuple[list[str], Tensor, list[dict[str, str]]]:
+    """Returns ids and embeddings of the rows that are texts, id and reason of the others."""
+    texts = [row for row in rows if isinstance(row.value, str)]
+    others = [row for row in rows if not isinstance(row.value, str)]
+    broken = [{"id": row.id, "reason": f"{row.id}: {row.value!r:.80} is no text"} for row in others]
+    embedder.advance(len(broken))
+    embeds = embedder.embed_texts([text.value for text in texts])
+    return [text.id for text in texts], embeds, broken
+
+
 def collect_broken(output_dir: Path) -> list[dict[str, str]]:
-    """Returns id and reason of every image that did not decode, and writes them to broken.jsonl."""
+    """Returns id and reason of all that could not be read, and writes them to broken.jsonl."""
     files = sorted(output_dir.glob("*.broken"))
     lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     _write_text(output_dir / BROKEN_FILE, "".join(f"{line}\n" for line in lines))
