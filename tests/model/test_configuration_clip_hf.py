@@ -135,7 +135,7 @@ def test_newer_format_is_refused_with_the_way_out(tmp_path):
     config = tiny_config("vit")
     config.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
-    saved |= {"format_version": FORMAT_VERSION + 1, "a_key_of_the_future": 1}
+    saved |= {"format_version": FORMAT_VERSION + 1, "a_key_of_the_future": 1, "projection_dim": [32]}
     (tmp_path / "config.json").write_text(json.dumps(saved))
     with pytest.raises(
         ValueError, match=rf"format {FORMAT_VERSION + 1}.*up to {FORMAT_VERSION}.*pip install --upgrade"

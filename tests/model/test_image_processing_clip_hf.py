@@ -247,6 +247,7 @@ class TestOptions:
             ({"crop_size": 336}, ValueError, "size=336, crop_size=336"),
             ({"size": {"longest_edge": 224}}, ValueError, "must have the key shortest_edge"),
             ({"crop_size": {"shortest_edge": 224}}, ValueError, "must have the keys height and width"),
+            ({"size": 0, "crop_size": 0}, ValueError, "must be 1 or more pixels"),
             ({"image_mean": [0.5, 0.5]}, ValueError, "one number or three"),
             ({"image_std": [0.5, 0.5, 0.0]}, ValueError, "image_std above 0"),
             ({"do_convert_rgb": False}, ValueError, "not supported"),

@@ -45,11 +45,7 @@ class ClipHfBaseConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Checks the format and the keys, then lets transformers take its own."""
-        if self.format_version > FORMAT_VERSION:
-            raise ValueError(
-                f"this checkpoint has format {self.format_version}, but this clip_hf reads formats up to "
-                f"{FORMAT_VERSION}: upgrade it with `pip install --upgrade clip_hf`"
-            )
+        _require_known_format(self.format_version)
         for key in kwargs:
             if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
                 raise ValueError(self._unknown_key_message(key))
@@ -92,8 +88,10 @@ class ClipHfBaseConfig(PreTrainedConfig):
         """Returns the configuration that a dictionary describes.
 
         Raises:
-            ValueError: the dictionary describes another kind of model.
+            ValueError: the dictionary describes another kind of model, or the format is newer than this package.
         """
+        # Before the fields are looked at: in a newer format they may be of other types.
+        _require_known_format(config_dict.get("format_version", FORMAT_VERSION))
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(
@@ -107,6 +105,14 @@ class ClipHfBaseConfig(PreTrainedConfig):
         for name in names:
             if getattr(self, name) < 1:
                 raise ValueError(f"{type(self).__name__}.{name} is {getattr(self, name)}, but must be at least 1")
+
+
+def _require_known_format(version: int) -> None:
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"this checkpoint has format {version}, but this clip_hf reads formats up to {FORMAT_VERSION}: upgrade it "
+            "with `pip install --upgrade clip_hf`"
+        )
 
 
 class ClipHfTransformerConfig(ClipHfBaseConfig):

@@ -292,6 +292,9 @@ def _validate_sizes(
         raise ValueError(f"size={dict(size)} must have the key shortest_edge, or the keys height and width")
     if do_center_crop and set(dict(crop_size)) != {"height", "width"}:
         raise ValueError(f"crop_size={dict(crop_size)} must have the keys height and width")
+    used = [*dict(size).values()] * do_resize + [*dict(crop_size).values()] * do_center_crop
+    if min(used, default=1) < 1:
+        raise ValueError(f"size={dict(size)} and crop_size={dict(crop_size)} must be 1 or more pixels")
     if do_resize and do_center_crop:
         height, width = size.height or size.shortest_edge, size.width or size.shortest_edge
         if crop_size.height > height and crop_size.width > width:
