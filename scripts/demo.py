@@ -2,8 +2,8 @@
 
 import argparse
 import json
+import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -58,9 +58,9 @@ def evaluate(folder: Path, shapes: ShapesDataset) -> None:
         "linear_probe": ["--data", rest, "--train_data", once, "--num_draws", 1],
     }.items():
         script, output_dir = Path(__file__).with_name(f"evaluate_{name}.py"), folder / "model" / "evaluations" / name
-        command = [str(part) for part in (script, *common, *options, "--output_dir", output_dir)]
-        print(f"\npython {shlex.join(command)}\n", flush=True)
-        subprocess.run([sys.executable, *command], check=True)
+        sys.argv = [str(part) for part in (script, *common, *options, "--output_dir", output_dir)]
+        print(f"\npython {shlex.join(sys.argv)}\n")
+        runpy.run_path(sys.argv[0], run_name="__main__")  # in this process, which has torch imported
 
 
 def main() -> None:
