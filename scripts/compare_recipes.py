@@ -2,8 +2,7 @@
 
 python scripts/compare_recipes.py scripts/recipes/flickr8k_variants.yaml --train_data photos --eval_data more_photos
 
-A variant that the same command has trained to the end is not trained again; what else has its name is deleted.
-Options that this command does not know are those of train.py.
+What the same command has trained to the end is not trained again. Options that are not known here are train.py's.
 """
 
 import json

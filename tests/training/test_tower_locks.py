@@ -87,6 +87,19 @@ def test_an_unlocked_tower_starts_like_a_new_one(tower, steps, tmp_path):
         assert torch.allclose(trainer.model.state_dict()[name], parameter, rtol=0, atol=1e-5), name
 
 
+@pytest.mark.parametrize(
+    "options", [{"image_learning_rate": 1e-4}, {"layer_decay": 0.5}, {"image_locked_steps": 2, "layer_decay": 0.5}]
+)
+def test_rates_of_an_8_bit_optimizer_are_those_of_adam(options, tmp_path):
+    """torchao's: it holds rates in tensors, and keeps small parameters in 32 bits, as those of this model are."""
+    pytest.importorskip("torchao")
+    with torch.compiler.set_stance("force_eager"):
+        eight_bits = trained(tmp_path / "8", "vit", optim="adamw_torch_8bit", lr_scheduler_type="cosine", **options)
+    plain = trained(tmp_path / "32", "vit", lr_scheduler_type="cosine", **options)
+    for name, tensor in plain.model.state_dict().items():
+        assert torch.allclose(eight_bits.model.state_dict()[name], tensor, rtol=0, atol=2e-4), name
+
+
 def test_a_resumed_run_unlocks_at_the_same_step(tmp_path):
     whole = trained(tmp_path / "whole", "resnet", image_locked_steps=3, save_strategy="steps", save_steps=1)
     for step in (2, 3):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 # Adam's beta2 and epsilon by kind of image tower.
@@ -40,9 +41,20 @@ def split_by_tower(
         for group in groups:
             parameters = [parameter for parameter in group["params"] if tower_of[id(parameter)] == tower]
             if parameters:
-                own = {} if learning_rate is None else {"lr": learning_rate}
-                divided.append({**group, "params": parameters, **own})
+                divided.append({**group, "params": parameters})
+                set_rate(divided[-1], group["lr"] if learning_rate is None else learning_rate)
     return divided
+
+
+def set_rate(group: dict[str, Any], learning_rate: Any) -> None:
+    """Gives one of an optimizer's groups another rate: a new tensor, where the optimizer holds rates in tensors.
+
+    Args:
+        group: of `optimizer.param_groups`.
+        learning_rate: a number, or a tensor of one.
+    """
+    is_tensor = isinstance(group["lr"], Tensor)
+    group["lr"] = torch.full_like(group["lr"], float(learning_rate)) if is_tensor else learning_rate
 
 
 def tower_of_group(group: dict[str, Any], model: nn.Module) -> str | None:
@@ -67,7 +79,8 @@ def split_by_layer(groups: list[dict[str, Any]], model: nn.Module, layer_decay: 
     for group in groups:
         for depth in sorted({depths[id(parameter)] for parameter in group["params"]}):
             parameters = [parameter for parameter in group["params"] if depths[id(parameter)] == depth]
-            divided.append({**group, "params": parameters, "lr": group["lr"] * layer_decay**depth})
+            divided.append({**group, "params": parameters})
+            set_rate(divided[-1], group["lr"] * layer_decay**depth)
     return divided
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import SchedulerType
 
-from clip_hf.training.parameter_groups import tower_of_group
+from clip_hf.training.parameter_groups import set_rate, tower_of_group
 from clip_hf.training.training_args import WHOLE_RUN, ClipTrainingArguments
 
 
@@ -66,7 +66,7 @@ class TowerLocks(TrainerCallback):
             return
         for group, tower in zip(self._optimizer.param_groups, self._tower_of_group, strict=True):
             if tower in self._locked:
-                group["lr"] = 0.0  # the scheduler computes the next one from the step alone
+                set_rate(group, 0.0)  # the scheduler computes the next one from the step alone
         if 0 < state.global_step in ends.values():
             _forget_steps_without_gradients(self._optimizer)
 
@@ -103,5 +103,8 @@ def _num_steps(steps: float, max_steps: int) -> int:
 def _forget_steps_without_gradients(optimizer: torch.optim.Optimizer) -> None:
     # Adam corrects its averages by the number of steps they have seen. Where all squares are zero, it is none.
     for state in optimizer.state.values():
-        if "exp_avg_sq" in state and not state["exp_avg_sq"].any():
+        squares = state.get("exp_avg_sq")
+        if squares is not None and type(squares).__name__.startswith("OptimState"):  # torchao's, in 8 bits or fewer
+            squares = squares.dequantize()
+        if squares is not None and not squares.any():
             state["step"].zero_()
