@@ -80,6 +80,14 @@ def test_a_shard_that_cannot_be_opened_any_more_is_tried_again_after_minutes(dra
     assert source.draw(0, 0, 0).sample_id == "00"
 
 
+def test_names_may_be_no_utf_8(tmp_path):
+    (tmp_path / "a\udcff.jpg").write_bytes(b"image")
+    rows = [{"image": "a\udcff.jpg", "image_id": name, "caption": f"a {name!r}"} for name in ("b", "\ud800", "\ud800")]
+    source = open_source(write_rows("jsonl", tmp_path / "pairs", rows))
+    draws = [source.draw(index, 0, 0) for index in range(len(source))]
+    assert [(draw.sample_id, draw.image) for draw in draws] == [("b", b"image"), ("\ud800", b"image")]
+
+
 def test_an_index_beyond_the_end_is_refused(drawn, tmp_path):
     source = Samples("pairs", [write_source("jsonl", tmp_path / "pairs", drawn)], Columns(image="image"))
     with pytest.raises(IndexError, match=r"index 40 is not in \[0, 40\)"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from clip_hf.data import sources
 from clip_hf.data.columns import Columns
 from clip_hf.data.shapes import SEEN, UNSEEN
 from clip_hf.data.sources import captions_of, open_source
@@ -102,22 +103,25 @@ def test_remote_files_are_the_same_as_near_ones(streaming, drawn, small_processo
 
 
 def test_a_data_set_of_the_hub_is_a_source(drawn, small_processor, tmp_path, monkeypatch):
-    from clip_hf.data import sources
-
-    asked = []
-
-    def load_dataset(repository, split):
-        asked.append((repository, split))
-        return Dataset.from_parquet(str(file))
-
     file = write_shard("parquet", tmp_path / "pairs", drawn)
     here = open_source(file)
     expected = batches(here, small_processor)
-    monkeypatch.setattr(sources, "load_dataset", load_dataset)
-    assert_equal(batches(open_source("me/pairs"), small_processor), expected)
-    assert_equal(batches(open_source("me/pairs:validation"), small_processor), expected)
-    assert asked == [("me/pairs", "train"), ("me/pairs", "validation")]
+    build, asked = datasets.load_dataset_builder, []
 
+    def load_dataset_builder(repository, configuration):
+        asked.append((repository, configuration))
+        return build("parquet", data_files=dict.fromkeys(("train", "validation", "test"), str(file)))
+
+    monkeypatch.setattr(sources, "load_dataset_builder", load_dataset_builder)
+    assert_equal(batches(open_source("me/pairs"), small_processor), expected)
+    assert_equal(batches(open_source("me/pairs:en:validation"), small_processor), expected)
+    assert asked == [("me/pairs", None), ("me/pairs", "en")]
+    assert [len(open_source(f"me/pairs:{name}")) for name in ("train[:50%]", "en:train[10:30]")] == [20, 20]
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match=r"me/pairs.* \W?dev\W?.*train\W+validation\W+test"):
+            open_source("me/pairs:dev", streaming=streaming)
+    with pytest.raises(ValueError, match="me/pairs has no column 'alt'; there are image_id"):
+        open_source("me/pairs", Columns(text="alt"))
     pairs = TrainingPairs([open_source("me/pairs"), here, open_source("me/pairs:test")], small_processor)
     assert pairs.repositories == ["me/pairs"]
 
@@ -168,7 +172,7 @@ def test_an_empty_or_unreadable_shard_is_an_error_at_the_start(kind, streaming, 
         ("readme.md", "ends in .md. A source is a folder"),
         ("folder", "holds neither metadata nor shards: cat.jpg. A source is"),
         ("mixed", "shards of several kinds, .parquet, .tar: 0.parquet, 1.tar"),
-        ("nobody/nothing", "neither here nor a data set on the Hub"),
+        ("nobody/nothing", "nobody/nothing is not here, and the Hub has no such data set"),
         ("strange://somewhere", "strange"),
     ],
 )
@@ -233,3 +237,50 @@ def test_a_line_separator_inside_a_caption_stays(tmp_path):
         ["a red\u2028bus"],
         ["a\nb"],
     ]
+
+
+def test_paths_are_those_that_a_shell_takes(drawn, tmp_path, monkeypatch):
+    """A home folder, brackets in names, capital letters, several folders."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder, half in (("one [v2]", drawn[:20]), ("two", drawn[20:])):
+        write_source("folder", tmp_path / folder, half)
+        for kind in ("csv", "parquet", "tar"):
+            write_shard(kind, tmp_path / folder / "pairs", half)
+    (tmp_path / "two" / "metadata.jsonl").rename(tmp_path / "two" / "Metadata.JSONL")
+    (tmp_path / "two" / "pairs.tar").rename(tmp_path / "two" / "PAIRS.TAR")
+    for name in ("~/one [v2]", "~/one [v2]/pairs.csv", "~/one [v2]/pairs.parquet", "~/two/PAIRS.TAR", "~/two"):
+        assert len(open_source(name)) == 20, name
+    source = open_source("~/{one [v2],two}")
+    assert [source[index]["image"] for index in (0, 39)] == [
+        str(tmp_path / "one [v2]" / "00.jpg"),
+        str(tmp_path / "two" / "39.jpg"),
+    ]
+    assert len(open_source("~/*/[Mm]etadata.*", streaming=True)) == 40
+
+
+def test_images_of_one_name_in_several_folders_are_several(drawn, tmp_path):
+    for number in range(3):
+        write_source("folder", tmp_path / str(number), drawn[number : number + 1])
+        (tmp_path / str(number) / f"{number:02}.jpg").rename(tmp_path / str(number) / "a.jpg")
+        (tmp_path / str(number) / "metadata.jsonl").write_text('{"file_name": "a.jpg", "text": "a cat"}\n')
+    for streaming in (False, True):
+        source = open_source(tmp_path / "{0,1,2}", streaming=streaming)
+        draws = [source.draw(index, 0, 0) for index in range(3)]
+        assert [draw.image for draw in draws] == [sample["file"].read_bytes() for sample in drawn[:3]]
+        assert [draw.sample_id for draw in draws] == [str(tmp_path / str(number) / "a.jpg") for number in range(3)]
+
+
+def test_parquet_shards_of_other_columns_are_named(drawn, tmp_path):
+    write_shard("parquet", tmp_path / "0", drawn[:20])
+    Dataset.from_list([{"image_id": "1", "image": b"", "caption": "a"}]).to_parquet(tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet has the columns image_id, image, caption, but .*0\.parquet"):
+        open_source(tmp_path)
+
+
+def test_folders_of_classes_are_no_stream(drawn, tmp_path):
+    for name in ("cat", "dog"):
+        write_source("folder", tmp_path / "set" / name, drawn[:2])
+        (tmp_path / "set" / name / "metadata.jsonl").unlink()
+    assert len(open_source(tmp_path / "set", Columns(text="label"))) == 4
+    with pytest.raises(ValueError, match="leave out --streaming"):
+        open_source(tmp_path / "set", Columns(text="label"), streaming=True)

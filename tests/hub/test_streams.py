@@ -25,8 +25,8 @@ from clip_hf.data.training_pairs import TrainingPairs
 tokenizer = ClipHfTokenizer.train(["a red cat"] * 4, vocab_size=520, context_length=16)
 processor = ClipHfProcessor(ClipHfImageProcessor(size=16, crop_size=16), tokenizer)
 
-def read(name):
-    source = open_source(name, streaming=True)
+def read(name, streaming=True):
+    source = open_source(name, streaming=streaming)
     batches = TrainingPairs([source], processor, num_lanes=2, window=4).loader(6)
     return [[one["sample_ids"], one["input_ids"].tolist(), one["pixel_values"].sum().item()] for one in batches]
 """
@@ -39,6 +39,18 @@ for kind in kinds:
     near = read(f"{folder}/{kind}/{shards}")
     for name in (repo, f"{repo}:train", f"{url}/{kind}/{shards}"):
         assert read(name) == near, name
+    near_map = read(f"{folder}/{kind}/{shards}", streaming=False)
+    for name in (repo, f"{repo}:default:train"):
+        assert read(name, streaming=False) == near_map, name
+    for name, streaming in ((f"{repo}:dev", True), (f"{repo}:dev", False), (f"{repo}:other:train", False)):
+        try:
+            open_source(name, streaming=streaming)
+        except ValueError as error:
+            assert "train" in str(error) or "default" in str(error), error
+        else:
+            raise AssertionError(name)
+    if kind != "tar":
+        assert len(open_source(f"{repo}:train[:50%]")) == 9
 print(json.dumps(near))
 """
 

@@ -27,7 +27,7 @@ class DataArguments:
         metadata={
             "help": "One source or several: a folder with metadata.jsonl or .csv; files ending in .jsonl, .csv, .tsv, "
             ".parquet or .tar (WebDataset), as in 'shards/{000..099}.tar', here or at a URL; a data set on the Hub, "
-            "as name or name:split; or 'shapes'."
+            "as name, name:split or name:configuration:split; or 'shapes'."
         }
     )
     train_weights: list[float] | None = field(
@@ -43,7 +43,9 @@ class DataArguments:
     stream_lanes: int = field(
         default=16, metadata={"help": "Shards open at a time, of all processes; best a multiple of their number."}
     )
-    stream_window: int = field(default=1024, metadata={"help": "Samples of a shard that are shuffled at a time."})
+    stream_window: int = field(
+        default=1024, metadata={"help": "Samples of a shard that are shuffled at a time, of Parquet at most 32 MiB."}
+    )
     crop_scale: list[float] | None = field(
         default=None,
         metadata={"help": "Least and greatest share of an image that a crop keeps; by default a full square."},

@@ -127,7 +127,7 @@ class Samples:
         rows = self._rows_of(index)
         row = self._row(rows[0]) if len(rows) == 1 else self._row(rows[0], [self.columns.id or ""])
         sample_id = self._id(row, rows[0])
-        rng = random.Random(f"{seed} {epoch} {sample_id}")
+        rng = random.Random(f"{seed} {epoch} {sample_id}".encode(errors="surrogatepass"))  # names may be no UTF-8
         if len(rows) > 1:
             row = self._row(rng.choice(rows))
         captions = self._captions(row)
@@ -196,7 +196,7 @@ class Samples:
                     error = problem
                     self._failures[number] = error, time.monotonic() + SECONDS_TO_ANOTHER_ATTEMPT
             if error is not None:
-                raise BrokenSampleError(f"{self.name}: {error}") from error
+                raise BrokenSampleError(str(error)) from error
             while self.is_stream and len(self._tables) > self.max_open:
                 self._tables.popitem(last=False)
         self._tables.move_to_end(number)
