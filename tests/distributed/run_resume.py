@@ -48,7 +48,8 @@ def main() -> None:
     args = ClipTrainingArguments(
         output_dir=options["output_dir"],
         use_cpu=True,
-        max_steps=options["num_steps"],
+        max_steps=-1 if options["num_epochs"] else options["num_steps"],
+        num_train_epochs=options["num_epochs"] or 1,
         global_batch_size=GLOBAL_BATCH_SIZE,
         grad_cache_chunk_size=3,
         learning_rate=1e-3,

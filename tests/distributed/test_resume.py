@@ -4,17 +4,20 @@ import contextlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from clip_hf import ClipHfTokenizer
 from tests.data.source_kinds import Original, write_source
@@ -55,13 +58,22 @@ def data(tmp_path_factory) -> dict[str, str]:
 class Run:
     """A training that can be started, killed with all its children, and read."""
 
-    def __init__(self, folder: Path, engine: str, kind: str, data: dict[str, str], num_workers: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        engine: str,
+        kind: str,
+        data: dict[str, str],
+        num_workers: int = 2,
+        num_epochs: float | None = None,
+    ) -> None:
         self.folder, self.engine = folder / "output", engine
         self.options = folder / "options.json"
         options = {
             "output_dir": str(self.folder),
             "engine": engine,
             "num_steps": NUM_STEPS,
+            "num_epochs": num_epochs,
             "num_workers": num_workers,
             "tokenizer": data["tokenizer"],
             "source": data[kind],
@@ -70,15 +82,9 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.options.write_text(json.dumps(options), encoding="utf-8")
 
-    def start(self, engine: str | None = None) -> subprocess.Popen[str]:
-        command = [
-            *LAUNCHERS[engine or self.engine],
-            str(Path(__file__).with_name("run_resume.py")),
-            str(self.options),
-        ]
-        environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with open(self.folder.parent / "stderr", "a", encoding="utf-8") as stderr:
-            return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
+    def start(self, engine: str | None = None, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
+        command = [*(launcher or LAUNCHERS[engine or self.engine]), str(Path(__file__).with_name("run_resume.py"))]
+        return start([*command, str(self.options)], self.folder.parent / "stderr")
 
     def finish(self, engine: str | None = None) -> None:
         process = self.start(engine)
@@ -102,6 +108,12 @@ class Run:
         for line in (self.folder / "losses").read_text(encoding="utf-8").splitlines():
             step, loss = line.split(" ")
             yield int(step), loss
+
+
+def start(command: Sequence[str], stderr_file: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    with open(stderr_file, "a", encoding="utf-8") as stderr:
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
 
 
 def kill(process: subprocess.Popen[Any]) -> None:
@@ -130,6 +142,23 @@ def wait_for(process: subprocess.Popen[Any], is_time: Any) -> bool:
     return False
 
 
+def kill_in(process: subprocess.Popen[Any], is_time: Any) -> None:
+    """Kills a run inside a moment: it is held first, and let go on if the moment is over by then."""
+    while wait_for(process, is_time):
+        root = psutil.Process(process.pid)
+        family = [root, *root.children(recursive=True)]
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.suspend()
+        if is_time():
+            kill(process)
+            return
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.resume()
+    pytest.fail(f"the run ended before it was killed, with code {process.returncode}")
+
+
 def assert_same_losses(run: Run, reference: Run) -> None:
     """Every step that any of the run's processes took is the one of the reference."""
     expected = dict(reference.losses())
@@ -141,23 +170,29 @@ def assert_same_losses(run: Run, reference: Run) -> None:
     assert len(list(run.folder.glob("checkpoint-*"))) == 2 and not (run.folder / "_unfinished").exists()
 
 
-def is_writing(run: Run) -> Any:
-    return lambda: any(run.folder.glob("_unfinished/checkpoint-*"))
+def is_writing(folder: Path) -> Any:
+    return lambda: any(folder.glob("_unfinished/checkpoint-*"))
 
 
-def has_taken(run: Run, num_steps: int) -> Any:
-    losses = run.folder / "losses"
-    return lambda: losses.exists() and len(losses.read_text().splitlines()) >= num_steps
+def has_taken(run: Run, num_steps: int, seconds: float = 0) -> Any:
+    """Whether so many steps were taken, those that were taken again among them, and so many seconds are over."""
+    losses, since = run.folder / "losses", []
+
+    def is_time() -> bool:
+        if losses.exists() and len(losses.read_text().splitlines()) >= num_steps:
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() >= since[0] + seconds
+
+    return is_time
 
 
-@pytest.mark.parametrize("kind", ["map", "stream"])
-def test_killed_in_a_step_and_in_a_checkpoint_it_continues(kind, data, tmp_path):
-    reference, run = Run(tmp_path / "reference", "single", kind, data), Run(tmp_path / "run", "single", kind, data)
+@pytest.mark.parametrize(("kind", "num_epochs"), [("map", None), ("stream", 2.4)])
+def test_killed_in_a_step_and_in_a_checkpoint_it_continues(kind, num_epochs, data, tmp_path):
+    options = {"engine": "single", "kind": kind, "data": data, "num_epochs": num_epochs}
+    reference, run = Run(tmp_path / "reference", **options), Run(tmp_path / "run", **options)
     reference.finish()
-    for moment in (has_taken(run, 6), is_writing(run)):
-        process = run.start()
-        assert wait_for(process, moment)
-        kill(process)
+    for moment in (has_taken(run, 6), is_writing(run.folder)):
+        kill_in(run.start(), moment)
     for _ in ("what was left", "nothing"):
         run.finish()
     assert_same_losses(run, reference)
@@ -170,16 +205,59 @@ def test_killed_in_a_step_and_in_a_checkpoint_it_continues(kind, data, tmp_path)
 def test_killed_again_and_again_it_continues(engine, kind, data, tmp_path):
     """Two moments inside the writing of a checkpoint and two random ones, on each engine and kind of source."""
     reference, run = Run(tmp_path / "reference", engine, kind, data), Run(tmp_path / "run", engine, kind, data)
-    started = time.monotonic()
     reference.finish()
-    seconds = time.monotonic() - started
     rng = random.Random(f"{engine} {kind}")
     for moment in ("random", "writing", "random", "writing"):
-        process = run.start()
-        end = time.monotonic() + rng.uniform(0.3, 1) * seconds
-        wait_for(process, is_writing(run) if moment == "writing" else lambda end=end: time.monotonic() > end)
-        kill(process)
+        num_taken = len(list(run.losses())) if (run.folder / "losses").exists() else 0
+        later = has_taken(run, num_taken + rng.randint(1, 2), rng.uniform(0, 0.1))
+        kill_in(run.start(), is_writing(run.folder) if moment == "writing" else later)
     run.finish()
+    assert_same_losses(run, reference)
+
+
+@pytest.mark.slow
+def test_the_script_is_killed_in_its_tokenizer_in_a_checkpoint_and_at_its_end(data, tmp_path):
+    def begin(folder: Path) -> subprocess.Popen[str]:
+        options = "--eval_strategy no --global_batch_size 8 --max_steps 6 --save_steps 2 --dataloader_num_workers 1"
+        options += f" --vocab_size 540 --train_data {data['map']} --output_dir {folder} --resume_from_checkpoint true"
+        recipe, script = "scripts/recipes/shapes.yaml", "scripts/train.py"
+        command = [sys.executable, str(ROOT / script), str(ROOT / recipe), *options.split()]
+        return start(command, tmp_path / "stderr")
+
+    def finish(folder: Path) -> dict[str, torch.Tensor]:
+        code = begin(folder).wait(MOST_SECONDS)
+        assert code == 0, (tmp_path / "stderr").read_text()[-4000:]
+        return load_file(folder / "model.safetensors")
+
+    expected, run = finish(tmp_path / "reference"), tmp_path / "run"
+    tokenizers = (run / "_unfinished" / "tokenizer", run / "tokenizer")
+    for moment in (
+        lambda: any(tokenizer.exists() for tokenizer in tokenizers),
+        is_writing(run),
+        (run / "model.safetensors").exists,
+    ):
+        kill_in(begin(run), moment)
+    found = finish(run)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.slow
+def test_two_nodes_take_the_steps_of_two_processes_of_one(data, tmp_path):
+    reference, run = Run(tmp_path / "reference", "ddp", "map", data), Run(tmp_path / "run", "ddp", "map", data)
+    reference.finish()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    options = f"--nnodes 2 --nproc_per_node 1 --rdzv_backend c10d --rdzv_endpoint {endpoint} --local_addr 127.0.0.1"
+    launcher = [sys.executable, "-m", "torch.distributed.run", *options.split()]
+    agents = [run.start(launcher=launcher) for _ in range(2)]
+    try:
+        assert [agent.wait(MOST_SECONDS) for agent in agents] == [0, 0], (tmp_path / "run" / "stderr").read_text()[
+            -4000:
+        ]
+    finally:
+        for agent in agents:
+            kill(agent)
     assert_same_losses(run, reference)
 
 
