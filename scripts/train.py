@@ -14,6 +14,7 @@ from clip_hf.data.collator import ImageTextCollator, ImageTextPairs
 from clip_hf.data.data_args import DataArguments
 from clip_hf.data.dry_run import dry_run
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
+from clip_hf.training.combinations import check_command
 from clip_hf.training.initial_weights import whole_on_every_process
 from clip_hf.training.lora import Adapter
 from clip_hf.training.mistakes import told_in_a_line
@@ -28,6 +29,7 @@ def main(args: list[str] | None = None) -> None:
     options = (ModelArguments, DataArguments, ZeroShotArguments, ClipTrainingArguments)
     with told_in_a_line(ValueError, OSError):
         model_args, data_args, zero_shot_args, training_args = parse_recipe(options, __doc__, args)
+        check_command(model_args, training_args)
         set_seed(training_args.seed)
         num_workers = training_args.dataloader_num_workers
         eval_source = data_args.open_evaluation_source(training_args.eval_strategy.value)

@@ -6,7 +6,13 @@ with the adapter merged into them, a checkpoint as any other.
 """
 
 import os
+from importlib.util import find_spec
+from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.modeling_clip_hf import ClipHfModel
 from clip_hf.training.training_args import WHOLE_RUN, ClipTrainingArguments
 
@@ -28,11 +34,9 @@ class Adapter:
     """
 
     def __init__(self, model: ClipHfModel, rank: int, args: ClipTrainingArguments) -> None:
-        _check(model, rank, args)
-        try:
-            from peft import LoraConfig, get_peft_model
-        except ImportError as error:
-            raise ImportError("lora_rank needs the peft library: `pip install 'clip_hf[lora]'`") from error
+        check_adapter(rank, args, model.config)
+        from peft import LoraConfig, get_peft_model
+
         config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=TARGETS)
         self._peft_model = get_peft_model(model, config)
 
@@ -48,10 +52,37 @@ class Adapter:
         self._peft_model.merge_and_unload()
 
 
-def _check(model: ClipHfModel, rank: int, args: ClipTrainingArguments) -> None:
+def rank_in(checkpoint: str | os.PathLike[str]) -> int | None:
+    """Returns the rank of the adapter that a checkpoint amid a training has beside the weights, if it has one.
+
+    Args:
+        checkpoint: a folder; what is none, or has no file of weights that can be read, has no adapter.
+    """
+    try:
+        with safe_open(Path(checkpoint, SAFE_WEIGHTS_NAME), "pt") as weights:
+            ranks = [weights.get_slice(name).get_shape()[0] for name in weights.keys() if ".lora_A." in name]
+    except (OSError, SafetensorError):
+        return None
+    return ranks[0] if ranks else None
+
+
+def check_adapter(rank: int, args: ClipTrainingArguments, config: ClipHfConfig) -> None:
+    """Checks what an adapter is to be trained with.
+
+    Args:
+        rank: r.
+        args: of the training.
+        config: of the model.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: the rank is below 1, or an option cannot go with an adapter.
+    """
     if rank < 1:
         raise ValueError(f"lora_rank is {rank}, but must be at least 1, or not given")
-    if model.config.vision_config.model_type != "clip_hf_vit" and args.image_locked_steps != WHOLE_RUN:
+    if find_spec("peft") is None:
+        raise ImportError("lora_rank needs the peft library: `pip install 'clip_hf[lora]'`")
+    if config.vision_config.model_type != "clip_hf_vit" and args.image_locked_steps != WHOLE_RUN:
         raise ValueError(
             f"lora_rank is {rank}, but the image tower is a ResNet, whose batch norm statistics would move and are in "
             f"no adapter: hold it with --image_locked_steps {WHOLE_RUN}, or train it without lora_rank"

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from clip_hf.data.samples import Samples, captions_for_tokenizer
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
@@ -13,27 +14,73 @@ from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
 from clip_hf.training.checkpoints import UNFINISHED, is_resuming, publish, settle
 from clip_hf.training.training_args import ClipTrainingArguments
 
+ARCHITECTURE = "ViT-B/32"
+VOCAB_SIZE = 49_408
+
 
 @dataclass
 class ModelArguments:
-    """Which model: `model`, or the others."""
+    """Which model: `model`, or the others.
+
+    Raises:
+        ValueError: an option is no JSON, or would not be heeded beside the others.
+    """
 
     model: str | None = field(default=None, metadata={"help": "Checkpoint to train further: a folder or a Hub name."})
-    architecture: str = field(default="ViT-B/32", metadata={"help": "Architecture to train from the beginning."})
+    architecture: str | None = field(
+        default=None, metadata={"help": f"Architecture to train from the beginning, by default {ARCHITECTURE}."}
+    )
     config: dict | str | None = field(
         default=None, metadata={"help": "Fields of its ClipHfConfig to change, as JSON."}
     )
     image_size: int | None = field(default=None, metadata={"help": "Side of the images in pixels, if another."})
     tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer's folder; by default, one is trained."})
-    vocab_size: int = field(default=49_408, metadata={"help": "Most entries of a tokenizer that is trained."})
+    vocab_size: int | None = field(
+        default=None, metadata={"help": f"Most entries of a tokenizer that is trained, by default {VOCAB_SIZE:,}."}
+    )
     lora_rank: int | None = field(
         default=None, metadata={"help": "Rank of an adapter that is trained in place of the weights of `model`."}
     )
 
     def __post_init__(self) -> None:
-        """Raises ValueError for an adapter of weights that nobody has trained."""
+        """Reads JSON, and checks what can be known before a file is opened."""
         if self.lora_rank is not None and self.model is None:
             raise ValueError("lora_rank is for training a checkpoint further: name one with model")
+        for name, others in {"architecture": ("model",), "vocab_size": ("model", "tokenizer")}.items():
+            for other in others:
+                if getattr(self, name) is not None and getattr(self, other) is not None:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)}, but that of {other} {getattr(self, other)} is taken: leave "
+                        "one of the two out"
+                    )
+        if isinstance(self.config, str):
+            try:
+                self.config = dict(json.loads(self.config))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"""config is '{self.config}', but must be JSON such as '{{"projection_dim": 512}}': {error}"""
+                ) from error
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Fields of the configuration that are to be others."""
+        changes = dict(self.config) if isinstance(self.config, dict) else {}
+        if self.image_size is not None:
+            changes["vision_config"] = changes.get("vision_config", {}) | {"image_size": self.image_size}
+        return changes
+
+    def build_config(self, **text_config: Any) -> ClipHfConfig:
+        """Returns the configuration of the model: the checkpoint's or the architecture's, with what is changed.
+
+        Args:
+            text_config: fields of the text tower to change as well.
+        """
+        changes = self.changes
+        if text_config:
+            changes["text_config"] = changes.get("text_config", {}) | text_config
+        if self.model is not None:
+            return ClipHfConfig.from_pretrained(self.model, **changes)
+        return ClipHfConfig.from_architecture(self.architecture or ARCHITECTURE, **changes)
 
 
 def build_tokenizer(
@@ -55,7 +102,8 @@ def build_tokenizer(
         if training_args.process_index == 0:
             settle(output_dir)
             if not (is_resuming(training_args.resume_from_checkpoint) and folder.is_dir()):
-                tokenizer = ClipHfTokenizer.train(captions_for_tokenizer(sources), args.vocab_size, context_length)
+                vocab_size = args.vocab_size or VOCAB_SIZE
+                tokenizer = ClipHfTokenizer.train(captions_for_tokenizer(sources), vocab_size, context_length)
                 tokenizer.save_pretrained(output_dir / UNFINISHED / folder.name)
                 publish(output_dir / UNFINISHED / folder.name, output_dir)
         return ClipHfTokenizer.from_pretrained(folder)
@@ -71,20 +119,15 @@ def build_model(
         sources: whose captions a new tokenizer learns from.
         training_args: of the run, which a resumed one continues with its own tokenizer.
     """
-    changes = json.loads(args.config) if isinstance(args.config, str) else args.config or {}
-    if args.image_size is not None:
-        changes["vision_config"] = changes.get("vision_config", {}) | {"image_size": args.image_size}
     if args.model is not None:
         size = {} if args.image_size is None else {"size": args.image_size, "crop_size": args.image_size}
         image_processor = ClipHfImageProcessor.from_pretrained(args.model, **size)
         tokenizer = ClipHfTokenizer.from_pretrained(args.tokenizer or args.model)
-        model: ClipHfModel = ClipHfModel.from_pretrained(args.model, **changes)  # type: ignore[assignment]
+        model: ClipHfModel = ClipHfModel.from_pretrained(args.model, **args.changes)  # type: ignore[assignment]
         return model, ClipHfProcessor(image_processor, tokenizer)
-    text_config = ClipHfConfig.from_architecture(args.architecture, **changes).text_config
-    tokenizer = build_tokenizer(args, text_config.max_position_embeddings, sources, training_args)
-    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    text_config = changes.pop("text_config", {}) | sizes
-    config = ClipHfConfig.from_architecture(args.architecture, text_config=text_config, **changes)
+    context_length = args.build_config().text_config.max_position_embeddings
+    tokenizer = build_tokenizer(args, context_length, sources, training_args)
+    config = args.build_config(vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length)
     vision = config.vision_config
     image_processor = ClipHfImageProcessor(
         size=vision.image_size, crop_size=vision.image_size, image_mean=vision.image_mean, image_std=vision.image_std

@@ -17,21 +17,11 @@ class PatchDropout(TrainerCallback):
     """Tells the image tower, step by step, which share of an image's patches to leave out.
 
     Args:
-        args: the share, and when it ends.
-        model: the model.
-
-    Raises:
-        ValueError: the image tower is no ViT.
+        model: with a ViT, if any patch is to be left out.
     """
 
-    def __init__(self, args: ClipTrainingArguments, model: ClipHfModel) -> None:
+    def __init__(self, model: ClipHfModel) -> None:
         self._model = model
-        kind = model.config.vision_config.model_type
-        if args.patch_dropout and kind != "clip_hf_vit":
-            raise ValueError(
-                f"patch_dropout is {args.patch_dropout}, but the image tower is a '{kind}', which has no patches to "
-                "leave out: leave the option out, or train a ViT"
-            )
 
     def on_step_begin(
         self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any

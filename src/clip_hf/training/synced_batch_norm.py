@@ -49,14 +49,7 @@ def synchronize_batch_norm(model: nn.Module) -> None:
 
     Args:
         model: with a ResNet.
-
-    Raises:
-        ValueError: the model has no batch norm.
     """
-    layers = [module for module in model.modules() if isinstance(module, ClipHfBatchNorm2d)]
-    if not layers:
-        raise ValueError(
-            "sync_batch_norm is set, but the image tower has no batch norm: leave the option out, or train a ResNet"
-        )
-    for layer in layers:
-        layer.__class__ = SyncedBatchNorm2d
+    for module in model.modules():
+        if isinstance(module, ClipHfBatchNorm2d):
+            module.__class__ = SyncedBatchNorm2d

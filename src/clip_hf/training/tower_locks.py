@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import SchedulerType
 
 from clip_hf.training.parameter_groups import set_rate, tower_of_group
 from clip_hf.training.training_args import WHOLE_RUN, ClipTrainingArguments
@@ -25,9 +24,6 @@ class TowerLocks(TrainerCallback):
     Args:
         args: how many steps each tower is locked.
         model: the model; gradients of towers that stay locked are turned off here.
-
-    Raises:
-        ValueError: nothing but the temperature would be trained, or the schedule cannot live with a rate of zero.
     """
 
     def __init__(self, args: ClipTrainingArguments, model: nn.Module) -> None:
@@ -37,17 +33,6 @@ class TowerLocks(TrainerCallback):
         self._optimizer: torch.optim.Optimizer | None = None
         self._tower_of_group: list[str | None] = []
         forever = [tower for tower, steps in self._steps.items() if steps == WHOLE_RUN]
-        if len(forever) == len(self._steps):
-            raise ValueError(
-                f"image_locked_steps and text_locked_steps are both {WHOLE_RUN}, which leaves only the temperature to "
-                "train: unlock a tower"
-            )
-        relative = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
-        if self._locked - set(forever) and args.lr_scheduler_type in relative:
-            raise ValueError(
-                f"lr_scheduler_type is {args.lr_scheduler_type}, which changes the rate it finds, and that of a "
-                "locked tower is zero: take another, such as cosine, or lock the tower for the whole run"
-            )
         for tower in forever:
             model.get_submodule(tower).requires_grad_(False)
 
@@ -60,7 +45,7 @@ class TowerLocks(TrainerCallback):
         self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
         """Locks what is locked in this step, whichever step the run was resumed at."""
-        ends = {tower: _num_steps(steps, state.max_steps) for tower, steps in self._steps.items()}
+        ends = {tower: num_locked_steps(steps, state.max_steps) for tower, steps in self._steps.items()}
         self._locked = {tower for tower, end in ends.items() if state.global_step < end}
         if self._optimizer is None:
             return
@@ -94,7 +79,13 @@ class _PassZeros(torch.autograd.Function):
         return torch.zeros_like(gradient)
 
 
-def _num_steps(steps: float, max_steps: int) -> int:
+def num_locked_steps(steps: float, max_steps: int) -> int:
+    """Returns for how many of a run's steps a tower is locked.
+
+    Args:
+        steps: a number of them, a share of the run below 1, or `WHOLE_RUN`.
+        max_steps: of the run.
+    """
     if steps == WHOLE_RUN:
         return max_steps
     return math.ceil(steps * max_steps) if steps < 1 else int(steps)

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from clip_hf.distributed import all_gather
 from clip_hf.losses import clip_loss
+from clip_hf.training.combinations import check_options
 from clip_hf.training.duplicate_texts import group_by_text
 from clip_hf.training.engines import compile_towers, divides_parameters, require_engine
 from clip_hf.training.non_finite_samples import name_non_finite_samples
@@ -79,6 +80,7 @@ class ClipTrainer(PushingTrainer):
             raise ValueError(f"args is {type(args).__name__}, but must be ClipTrainingArguments")
         super().__init__(model, args, *other_args, **other_options)
         self._check_model()
+        check_options(self.args, self.model.config)
         require_engine(self.args, self.accelerator)
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func would not be called: ClipTrainer computes the contrastive loss itself")
@@ -90,9 +92,10 @@ class ClipTrainer(PushingTrainer):
             compile_towers(self.model, self.args)
         self._tower_locks = TowerLocks(self.args, self.model)
         self._weight_average = WeightAverage(self.args, self.model, divides_parameters(self.args, self.accelerator))
-        for callback in (self._tower_locks, PatchDropout(self.args, self.model), self._weight_average):
+        for callback in (self._tower_locks, PatchDropout(self.model), self._weight_average):
             self.add_callback(callback)
-        self.add_callback(ResultsCallback())
+        self.results = ResultsCallback()
+        self.add_callback(self.results)
         self._training_log = TrainingLog()
         self._zero_shot: ZeroShotEvaluation | None = None
 
@@ -120,7 +123,8 @@ class ClipTrainer(PushingTrainer):
         if has_length(self.train_dataset) and self.args.dataloader_drop_last and len(self.train_dataset) < batch_size:
             raise ValueError(
                 f"the training set has {len(self.train_dataset)} pairs, fewer than the batch of all devices, "
-                f"{self.args.train_batch_size} x {self.args.world_size}: lower per_device_train_batch_size"
+                f"{self.args.train_batch_size} x {self.args.world_size}: lower global_batch_size, or "
+                "per_device_train_batch_size"
             )
         return super().get_train_dataloader()
 
@@ -297,12 +301,24 @@ class ClipTrainer(PushingTrainer):
             ignore_keys: not needed.
         """
         with torch.no_grad(), self.compute_loss_context_manager():
-            outputs = self._embed(model, self._prepare_inputs(inputs))
-        images, texts, device = outputs.image_embeds, outputs.text_embeds, self.args.device
+            outputs = self._embed(model, self._evened(self._prepare_inputs(inputs)))
+        images, device = outputs.image_embeds, self.args.device
         num_texts = inputs.get(NUM_TEXTS, torch.ones(len(images), dtype=torch.long)).to(device)
-        texts = nn.utils.rnn.pad_sequence(texts.split(num_texts.tolist()), batch_first=True)
+        texts = outputs.text_embeds[: len(inputs["input_ids"])].split(num_texts.tolist())
+        texts = nn.utils.rnn.pad_sequence(texts, batch_first=True)
         labels = torch.arange(len(images), device=device)  # without them, transformers computes no metrics
         return None, (images, texts, num_texts, outputs.scale.expand(len(images))), labels
+
+    def _evened(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Returns a batch with texts repeated until all processes have as many, where a model is in parts.
+
+        Processes bring the parts together for each chunk, all at once: none may have fewer chunks than another.
+        """
+        if not divides_parameters(self.args, self.accelerator):
+            return inputs
+        texts = inputs["input_ids"]
+        most = int(all_gather(torch.tensor([len(texts)], device=texts.device)).max())
+        return inputs | {"input_ids": texts[torch.arange(most, device=texts.device) % len(texts)]}
 
     # Logs and files
 

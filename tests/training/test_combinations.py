@@ -1,0 +1,102 @@
+"""Options that cannot go together are refused, before any data is read and whoever asks for them."""
+
+import pytest
+
+from clip_hf import ClipHfConfig
+from clip_hf.training import ClipTrainingArguments
+from clip_hf.training.combinations import check_command, check_options
+from clip_hf.training.lora import Adapter, check_adapter, rank_in
+from clip_hf.training.model_args import ModelArguments
+from tests.tiny_models import tiny_config, tiny_model
+from tests.training.test_trainer import make_trainer
+
+
+def arguments(folder="outputs", **options) -> ClipTrainingArguments:
+    return ClipTrainingArguments(str(folder), use_cpu=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("tower", "options", "problem"),
+    [
+        ("resnet", {"patch_dropout": 0.5}, "patch_dropout is 0.5, but the image tower is a ResNet"),
+        ("vit", {"sync_batch_norm": True}, "the image tower has no batch norm"),
+        ("resnet", {"sync_batch_norm": True, "image_locked_steps": -1}, "its statistics with it"),
+        ("vit", {"image_locked_steps": -1, "text_locked_steps": -1}, "-1 and text_locked_steps -1, of all steps"),
+        ("vit", {"image_locked_steps": 9, "text_locked_steps": 2, "max_steps": 2}, "2, of 2 steps"),
+        ("vit", {"image_locked_steps": -1, "image_learning_rate": 1e-3}, "image_learning_rate is 0.001, but"),
+        ("vit", {"text_locked_steps": -1, "text_learning_rate": 1e-3}, "text_learning_rate is 0.001, but"),
+        ("vit", {"optim": "adamw_torch_8bit"}, "pip install torchao"),
+        ("vit", {"optim": "adamw_bnb_8bit"}, "pip install bitsandbytes"),
+    ],
+)
+def test_what_cannot_go_together_is_named(tower, options, problem, monkeypatch):
+    monkeypatch.setattr("clip_hf.training.combinations.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=problem):
+        check_options(arguments(**options), tiny_config(tower))
+
+
+def test_what_can_go_together_is_not():
+    both = {"image_locked_steps": 2, "text_locked_steps": 1, "max_steps": 2}
+    for options in (both, both | {"max_steps": -1}, {"image_locked_steps": -1, "text_learning_rate": 1e-3}):
+        check_options(arguments(**options), tiny_config("vit"))
+
+
+def test_an_adapter_goes_with_no_engine_that_divides_weights_and_no_push():
+    args = arguments()
+    args.fsdp, args.push_to_hub = True, True
+    with pytest.raises(ValueError, match="cannot go with push_to_hub, FSDP"):
+        check_adapter(2, args, tiny_config("vit"))
+    args = arguments()
+    args.deepspeed, args.hf_deepspeed_config = "zero3.json", type("Config", (), {"is_zero3": lambda self: True})()
+    with pytest.raises(ValueError, match="cannot go with ZeRO-3"):
+        check_adapter(2, args, tiny_config("vit"))
+
+
+def test_a_command_is_checked_by_the_architecture_and_its_changes():
+    check_command(ModelArguments(), arguments(patch_dropout=0.5))
+    with pytest.raises(ValueError, match="image tower is a ResNet"):
+        check_command(ModelArguments(architecture="RN50"), arguments(patch_dropout=0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"model": "a", "architecture": "RN50"}, "architecture is RN50, but that of model a is taken"),
+        ({"model": "a", "vocab_size": 600}, "vocab_size is 600, but that of model a is taken"),
+        ({"tokenizer": "a", "vocab_size": 600}, "vocab_size is 600, but that of tokenizer a is taken"),
+        ({"config": "{bad"}, "config is '{bad', but must be JSON such as"),
+        ({"config": "3"}, "config is '3', but must be JSON such as"),
+    ],
+)
+def test_what_would_not_be_heeded_is_refused(options, problem):
+    with pytest.raises(ValueError, match=problem):
+        ModelArguments(**options)
+
+
+def test_a_configuration_has_every_change():
+    args = ModelArguments(architecture="RN50", config='{"vision_config": {"width": 8}}', image_size=64)
+    config = args.build_config(vocab_size=600)
+    assert (config.vision_config.width, config.vision_config.image_size) == (8, 64)
+    assert config.text_config.vocab_size == 600
+    assert args.build_config().text_config.vocab_size == ClipHfConfig().text_config.vocab_size
+
+
+def test_checkpoints_amid_an_adapters_training_are_for_that_training_alone(tmp_path):
+    model = tiny_model("vit")
+    model.save_pretrained(tmp_path / "base")
+    args = make_trainer(tmp_path, model).args
+    Adapter(model, 2, args)
+    trainer = make_trainer(tmp_path, model, max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    checkpoint = str(tmp_path / "checkpoint-1")
+    assert (rank_in(checkpoint), rank_in(tmp_path / "base"), rank_in("nowhere")) == (2, None, None)
+
+    with pytest.raises(ValueError, match="amid a training with lora_rank 2"):
+        check_command(ModelArguments(model=checkpoint), arguments())
+    base = str(tmp_path / "base")
+    for resume_from in (checkpoint, "true"):
+        again = arguments(tmp_path, resume_from_checkpoint=resume_from)
+        check_command(ModelArguments(model=base, lora_rank=2), again)
+        for rank in (None, 4):
+            with pytest.raises(ValueError, match=f"lora_rank is {rank}, but that of .* is 2: give the same"):
+                check_command(ModelArguments(model=base, lora_rank=rank), again)
