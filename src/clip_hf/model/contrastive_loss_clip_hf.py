@@ -21,7 +21,7 @@ def whole_float32(device_type: str) -> Iterator[None]:
     Args:
         device_type: of the matrices.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

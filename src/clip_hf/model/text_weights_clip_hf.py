@@ -1,6 +1,7 @@
 """Which weights a text feature was made with: features that are kept must not outlive them."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ TEXT_TOWERS = {"clip_hf": ("text_model",), "clip": ("text_model", "text_projecti
 
 def check_model(model: PreTrainedModel) -> None:
     """Raises ValueError unless the model is a `ClipHfModel` or transformers' `CLIPModel`."""
-    if not isinstance(model, torch.nn.Module):
+    if isinstance(model, str | os.PathLike):
         raise ValueError(f"the model is {model!r:.80}, of type {type(model).__name__}: load it with from_pretrained")
     if model.config.model_type not in TEXT_TOWERS:
         raise ValueError(
