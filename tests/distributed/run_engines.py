@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from clip_hf import ClipHfModel
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.engine_args import configure_fsdp
-from tests.tiny_pairs import TinyPairs, collate
+from tests.tiny_pairs import TinyCaptions, TinyPairs, collate, collate_captions
 
 BATCH_SIZE = 16
 NUM_STEPS = 3
@@ -38,8 +38,9 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
 
     Args:
         case: "name", "engine", "optim", and "model", the folder of the model to begin with; maybe "num_pairs",
-            "optim_state", whether to return Adam's averages, and arguments of training by their own names under
-            "arguments"; `use_cpu` is one, and true by default.
+            "optim_state", whether to return Adam's averages, "captions", whether to evaluate images with several texts
+            as well, and arguments of training by their own names under "arguments"; `use_cpu` is one, and true by
+            default.
         folder: for the output.
         world_size: number of processes.
     """
@@ -65,12 +66,15 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
     model = ClipHfModel.from_pretrained(case["model"])
     pairs = TinyPairs(model.config, case.get("num_pairs", NUM_STEPS * BATCH_SIZE))
     trainer = ClipTrainer(model, args, train_dataset=pairs, data_collator=collate)
-    metrics = {}
+    metrics, caption_metrics = {}, {}
     if case["engine"] == "fsdp2" and args.use_cpu:
         log = train_fully_sharded(trainer)
     else:
         trainer.train()
         metrics = trainer.evaluate(TinyPairs(model.config, NUM_EVAL_PAIRS))
+        if case.get("captions", False):
+            trainer.data_collator = collate_captions
+            caption_metrics = trainer.evaluate(TinyCaptions(model.config, NUM_EVAL_PAIRS))
         trainer.save_model()
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
     with gathered(trainer.model, case["engine"]):
@@ -79,7 +83,14 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
         gradient_averages(trainer, case["engine"]) if case.get("optim_state", case["optim"] == "adamw_torch") else {}
     )
     buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
-    return {"log": log, "parameters": parameters, "buffers": buffers, "averages": averages, "metrics": metrics}
+    return {
+        "log": log,
+        "parameters": parameters,
+        "buffers": buffers,
+        "averages": averages,
+        "metrics": metrics,
+        "caption_metrics": caption_metrics,
+    }
 
 
 def deepspeed_config(engine: str) -> dict[str, Any] | None:

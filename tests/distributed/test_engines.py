@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from clip_hf import ClipHfModel
+from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from tests.distributed.run_engines import BATCH_SIZE, LEARNING_RATES, MAX_GRAD_NORM, NUM_EVAL_PAIRS, NUM_STEPS, train
 from tests.tiny_models import tiny_model
-from tests.tiny_pairs import TinyPairs, collate
+from tests.tiny_pairs import TinyCaptions, TinyPairs, collate, collate_captions
 
 ROOT = Path(__file__).parents[2]
 NUM_RANKS = 2
@@ -66,7 +67,7 @@ FAST_CASES = [
     make_case("ddp", "resnet", tiled=False, synced=True),
     make_case("fsdp2", "vit"),
     make_case("zero2", "vit", chunked=False),
-    make_case("zero3", "vit", "adamw_torch"),
+    make_case("zero3", "vit", "adamw_torch") | {"captions": True},
     make_case("zero3", "vit-memorized"),
 ]
 MATRIX = [
@@ -231,6 +232,18 @@ def test_two_processes_evaluate_as_one(case, fast_results):
         assert metrics[f"eval_text_retrieval_recall@{k}"] == pytest.approx(found.float().mean().item())
         found = (logits > logits.diagonal()).sum(dim=0) < k
         assert metrics[f"eval_image_retrieval_recall@{k}"] == pytest.approx(found.float().mean().item())
+
+
+def test_processes_of_a_divided_model_may_evaluate_different_numbers_of_texts(fast_results, tmp_path):
+    """Rank 1 has five times the texts of rank 0, and would bring the parts of the model together more often."""
+    folder, results = fast_results
+    name = make_case("zero3", "vit", "adamw_torch")["name"]
+    model = ClipHfModel.from_pretrained(folder / name)
+    args = ClipTrainingArguments(str(tmp_path), use_cpu=True, dataloader_num_workers=0)
+    captions = TinyCaptions(model.config, NUM_EVAL_PAIRS)
+    expected = ClipTrainer(model, args, collate_captions).evaluate(captions)
+    for key in ("eval_loss", "eval_text_retrieval_recall@1", "eval_image_retrieval_recall@1", "eval_mean_recall"):
+        assert results[name]["caption_metrics"][key] == pytest.approx(expected[key], rel=1e-4), key
 
 
 @pytest.mark.slow

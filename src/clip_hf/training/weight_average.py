@@ -50,7 +50,7 @@ class WeightAverage(TrainerCallback):
         """
         if args.ema_decay is None or not args.should_save:
             return
-        self._average = {name: _wide(parameter) for name, parameter in self._model.named_parameters()}
+        self._average = {name: _wide(parameter).to(args.device) for name, parameter in self._model.named_parameters()}
         if checkpoint is None:
             return
         files = sorted(Path(checkpoint, FOLDER).glob("*.safetensors"))
