@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from clip_hf.data import sources
+from clip_hf.data import rows, sources
 from clip_hf.data.columns import Columns
 from clip_hf.data.shapes import SEEN, UNSEEN
 from clip_hf.data.sources import captions_of, open_source
@@ -100,6 +100,19 @@ def test_remote_files_are_the_same_as_near_ones(streaming, drawn, small_processo
             fsspec.filesystem("memory").pipe_file(f"/{kind}/{shard.name}", shard.read_bytes())
         far = open_source(f"memory://{kind}/{{000..001}}.{kind}", streaming=streaming)
         assert_equal(batches(far, small_processor), batches(near, small_processor))
+
+
+def test_copies_that_went_to_make_room_are_fetched_again(drawn, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIP_HF_CACHE", str(tmp_path / "cache"))
+    for kind in ("csv", "tar"):
+        write_source(kind, tmp_path / kind, drawn, num_shards=4)
+        for shard in (tmp_path / kind).iterdir():
+            fsspec.filesystem("memory").pipe_file(f"/room/{shard.name}", shard.read_bytes())
+        source = open_source(f"memory://room/{{000..003}}.{kind}")
+        for copy in (tmp_path / "cache").glob(f"*.{kind}"):
+            copy.unlink()
+        rows._open.cache_clear()
+        assert [source.draw(index, 0, 0).sample_id for index in (0, 39)] == ["00", "39"]
 
 
 def test_a_data_set_of_the_hub_is_a_source(drawn, small_processor, tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def test_sources_are_one_after_the_other_or_weighted(drawn, small_processor, tmp
         ({"sources": 0}, "the sources must be at least one, and all of them streams or none"),
         ({"num_lanes": 0}, "num_lanes is 0"),
         ({"window": 0}, "window 0"),
-        ({"weights": [1, 2]}, r"the weights are \[1, 2\], but must be 1 numbers"),
+        ({"weights": [1, 2]}, r"the weights are \[1, 2\], but must be 1 finite numbers"),
     ],
 )
 def test_impossible_options_are_named(options, message, make, small_processor):

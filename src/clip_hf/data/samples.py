@@ -110,7 +110,7 @@ class Samples:
     def __getstate__(self) -> dict[str, Any]:
         # Open files cannot be sent to another process, which opens its own.
         tables = {number: table for number, table in self._tables.items() if isinstance(table, RowsTable)}
-        return self.__dict__ | {"_tables": OrderedDict(tables)}
+        return self.__dict__ | {"_tables": OrderedDict(tables), "_failures": {}}
 
     def draw(self, index: int, seed: int, epoch: int) -> Draw:
         """Returns a sample with one of its captions, which depends on seed, epoch and the sample's id.
