@@ -304,7 +304,7 @@ def test_the_scale_stays_at_its_bound_and_comes_down(engine, models, tmp_path):
 @pytest.mark.slow
 def test_bf16_leaves_parameters_and_loss_in_float32(models, tmp_path):
     """One meaning in every engine: the towers compute in bfloat16, nothing that is kept is rounded."""
-    cases = [make_case(engine, "vit") for engine in ("ddp", "zero2", "zero3")]
+    cases = [make_case(engine, "vit") for engine in ("ddp", "zero2", "zero3", "fsdp2")]
     for case in cases:
         case["arguments"]["bf16"] = True
     results = launch(cases, models, tmp_path)
