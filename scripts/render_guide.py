@@ -21,18 +21,21 @@ RECIPES: dict[str, str | None] = dict.fromkeys(
 )
 RECIPES["vit_l_14_336px"] = "ViT-L/14@336px"
 MEMORIES = (16, 24, 48, 80)  # GB
-COUNTS = (1, 8, 64, 512)
+COUNTS = (1, 8, 64, 512, 4096)
 NUM_PAIRS = 400_000_000  # of the paper's data, section 2.2
 PEAK, EFFICIENCY, BANDWIDTH = 400e12, 0.4, 25e9
 TEXT_LENGTH = 16
 
 
 def largest_chunk(training: Training, hardware: Hardware, gigabytes: float) -> int:
-    """Returns the most images at a time, a power of two, with which ZeRO-1 leaves a tenth of the memory free."""
-    training.chunk_size = training.global_batch_size // hardware.num_devices
-    while training.chunk_size > 1 and sum(plan(training, hardware, "zero1").memory.values()) > 0.9e9 * gigabytes:
-        training.chunk_size //= 2
-    return training.chunk_size
+    """Returns the most images at a time, a power of two or 0, with which ZeRO-1 leaves a tenth of the memory free."""
+    size = training.global_batch_size // hardware.num_devices
+    while size >= 1:
+        training.chunk_size = size
+        if sum(plan(training, hardware, "zero1").memory.values()) <= 0.9e9 * gigabytes:
+            break
+        size //= 2
+    return size
 
 
 def render_rows(name: str, training: Training, num_epochs: float) -> tuple[list[str], list[str]]:
@@ -40,11 +43,11 @@ def render_rows(name: str, training: Training, num_epochs: float) -> tuple[list[
     eight = Hardware(8, PEAK, EFFICIENCY, BANDWIDTH)
     chunks = [largest_chunk(training, eight, gigabytes) for gigabytes in MEMORIES]
     sizes = [f"{training.num_parameters / 1e6:,.0f}", f"{training.flops_of_pair / 1e9:,.1f}"]
-    sizes += [f"{chunk:,}" for chunk in chunks]
+    sizes += [f"{chunk:,}" if chunk else "none" for chunk in chunks]
     days = []
     for count in COUNTS:
         devices = Hardware(count, PEAK, EFFICIENCY, BANDWIDTH)
-        largest_chunk(training, devices, 80)
+        largest_chunk(training, devices, MEMORIES[-1])
         pairs_per_second = plan(training, devices, "zero1").pairs_per_second
         number = num_epochs * NUM_PAIRS / pairs_per_second / 86400
         days.append(f"{number:,.0f}" if number >= 100 else f"{number:.2g}")
@@ -62,7 +65,7 @@ def render_page(page: str) -> str:
     time = [["recipe", "epochs", *(f"{count} GPU{'s' * (count > 1)}" for count in COUNTS)]]
     for stem, architecture in RECIPES.items():
         recipe = str(PAGE.with_name(f"{stem}.yaml"))
-        training = read_training(recipe, architecture, None, TEXT_LENGTH)
+        training = read_training(recipe, 1, TEXT_LENGTH, architecture)
         rows = render_rows(f"[{stem}]({stem}.yaml)", training, read_recipe(recipe)["num_train_epochs"])
         memory.append(rows[0])
         time.append(rows[1])

@@ -12,7 +12,11 @@ from clip_hf import ClipHfConfig, ClipHfModel
 from clip_hf.model.architectures_clip_hf import ARCHITECTURES
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.parameter_groups import decay_parameter_names
+from clip_hf.training.planning import Hardware, plan
 from clip_hf.training.recipe import parse_recipe
+from scripts.plan_run import read_training
+from tests.tiny_models import tiny_model
+from tests.tiny_pairs import TinyPairs, collate
 
 RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 # Peak learning rate (CLIP paper, tables 18 to 20) and number of parameters (as released).
@@ -103,6 +107,28 @@ def test_the_schedule_rises_to_the_peak_and_ends_at_zero(train_script):
 def test_small_recipes_can_be_read(name, train_script):
     _, _, args = read(train_script, str(RECIPES / f"{name}.yaml"), "--train_data", "pairs", "--eval_data", "others")
     assert args.learning_rate >= 1e-3 and args.warmup_steps < 1
+
+
+def test_the_recipe_for_one_gpu_fits_24_gb(train_script):
+    recipe = str(RECIPES / "one_gpu.yaml")
+    _, data_args, args = read(train_script, recipe, "--train_data", "pairs", "--eval_data", "others")
+    assert args.bf16 and args.warmup_steps < 1 and data_args.crop_scale == [0.5, 1.0]
+    one = plan(read_training(recipe, 1, 16), Hardware(1, 150e12, 0.4, 25e9), "ddp")
+    assert sum(one.memory.values()) <= 0.9 * 24e9
+    assert 10 * 10_000_000 / one.pairs_per_second == pytest.approx(86_400, rel=0.3)
+
+
+@pytest.mark.parametrize(("architecture", "tower"), [("RN50", "resnet"), ("ViT-B/32", "vit")])
+def test_a_recipes_optimizer_decays_what_the_paper_decays(architecture, tower, train_script, tmp_path):
+    options = ("--train_data", "pairs", "--output_dir", str(tmp_path), "--bf16", "false")
+    model, (_, _, args) = tiny_model(tower), read(train_script, file_of(architecture), *options)
+    optimizer = ClipTrainer(model, args, collate, TinyPairs(model.config, 4)).create_optimizer()
+    decayed = set(decay_parameter_names(model))
+    expected = {parameter: 0.2 if name in decayed else 0.0 for name, parameter in model.named_parameters()}
+    assert {p: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]} == expected
+    adam = {"lr": 5e-4, "betas": (0.9, 0.999 if tower == "resnet" else 0.98)}
+    adam["eps"] = 1e-8 if tower == "resnet" else 1e-6
+    assert all(adam.items() <= group.items() for group in optimizer.param_groups)
 
 
 def test_data_must_be_named(train_script, capsys):

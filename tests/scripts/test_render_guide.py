@@ -29,7 +29,7 @@ def test_the_largest_chunk_fits_and_twice_as_many_images_do_not():
         return sum(plan(training, devices, "zero1").memory.values()) / 1e9
 
     assert largest_chunk(training, devices, 1.0) == 4096 / 8
-    assert largest_chunk(training, devices, 1e-6) == 1
+    assert largest_chunk(training, devices, 1e-6) == 0
     chunk_size = largest_chunk(training, devices, 0.05)
     assert 1 < chunk_size < 4096 / 8
     assert gigabytes_of(chunk_size) <= 0.9 * 0.05 < gigabytes_of(2 * chunk_size)

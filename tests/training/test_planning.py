@@ -7,12 +7,16 @@ import pytest
 import torch
 
 from clip_hf import ClipHfConfig
+from clip_hf.training import ClipTrainingArguments
+from clip_hf.training.lora import Adapter
 from clip_hf.training.planning import Hardware, Training, plan, saved_bytes
-from scripts.plan_run import main
+from clip_hf.training.tower_locks import TowerLocks
+from scripts.plan_run import main, read_training
 from tests.tiny_models import TOWERS, random_ids, random_pixels, tiny_config, tiny_model
 
 ROOT = Path(__file__).parents[2]
 MEASURED = ROOT / "scripts" / "benchmarks" / "results"
+RECIPES = ROOT / "scripts" / "recipes"
 ONE = Hardware(1, 1e12, 0.5, 1e9)
 
 
@@ -80,11 +84,95 @@ def test_mistakes_are_named():
         Training(tiny_config("vit"), 64, 0)
 
 
+def parameters_of(engine="ddp", **options):
+    training = Training(tiny_config("vit"), 64, **options)
+    return training, plan(training, Hardware(4, 1e12, 0.5, 1e9), engine).memory["parameters"]
+
+
+def test_averages_take_what_the_optimizer_gives_them():
+    for optimizer, size in (("adamw_torch", 16), ("adamw_torch_8bit", 10), ("sgd", 8)):
+        training, found = parameters_of(optimizer=optimizer)
+        assert found == size * training.num_parameters
+    training, found = parameters_of("zero3", has_average=True)
+    assert found == (16 / 4 + 4) * training.num_parameters
+    with pytest.raises(ValueError, match="optim is lomo, but"):
+        parameters_of(optimizer="lomo")
+
+
+def test_what_is_held_has_no_gradients_activations_or_messages():
+    model, (whole, _) = tiny_model("vit"), parameters_of()
+    rest = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("vision_model"))
+    training, found = parameters_of(locked=("image",))
+    assert training.num_trained == rest and found == 4 * training.num_parameters + 12 * rest
+    plans = [plan(one, Hardware(4, 1e12, 0.5, 1e9), "ddp") for one in (whole, training)]
+    assert plans[1].memory["activations"] == 16 * training.bytes_of_text < plans[0].memory["activations"]
+    assert plans[1].sent < plans[0].sent and plans[1].compute_seconds < plans[0].compute_seconds
+
+
+@pytest.mark.parametrize("locked", [(), ("image",)])
+def test_an_adapter_has_the_parameters_that_peft_gives_it(locked, tmp_path):
+    model = tiny_model("vit")
+    args = ClipTrainingArguments(str(tmp_path), use_cpu=True, image_locked_steps=-1 if locked else 0)
+    Adapter(model, 3, args)
+    TowerLocks(args, model)
+    training, found = parameters_of(lora_rank=3, locked=locked)
+    assert training.num_parameters == sum(p.numel() for p in model.parameters())
+    assert training.num_trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert found == 4 * training.num_parameters + 12 * training.num_trained
+
+
+def test_layers_that_are_computed_again_keep_their_inputs():
+    """Of the tiny ViT: 2 layers, 17 patches of 48 numbers."""
+    config = tiny_config("vit")
+    (image, text), (image_again, text_again) = (saved_bytes(config, 16, 0.0, again) for again in (False, True))
+    assert 0.5 * image < image_again < 0.75 * image and text_again < 0.75 * text
+    config.vision_config.num_hidden_layers = 5
+    assert saved_bytes(config, 16, 0.0, True)[0] - image_again == pytest.approx(3 * 17 * 48 * 4, rel=0.01)
+    assert saved_bytes(config, 16, 0.5)[0] < 0.6 * saved_bytes(config, 16)[0]
+
+
+def test_texts_may_have_chunks_of_their_own():
+    training = Training(tiny_config("vit"), 64, 8, text_chunk_size=32)
+    assert (training.chunk_sizes(1), training.chunk_sizes(16)) == ((8, 32), (4, 4))
+    assert plan(training, ONE, "ddp").memory["activations"] == max(
+        8 * training.bytes_of_image, 32 * training.bytes_of_text
+    )
+
+
+def test_a_recipe_is_read_as_the_training_reads_it(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "output_dir: out\narchitecture: RN50\nvocab_size: 600\nper_device_train_batch_size: 16\nema_decay: 0.9\n"
+        """config: '{"vision_config": {"image_size": 64}, "text_config": {"num_hidden_layers": 1}}'\n"""
+        "grad_cache_chunk_size: 4\ngrad_cache_text_chunk_size: 8\ntext_locked_steps: -1\noptim: sgd\nbf16: true\n"
+    )
+    training = read_training(str(recipe), 4, 16, more=["--activation_checkpointing", "true"])
+    assert training.config.text_config.vocab_size == 600 and training.config.vision_config.image_size == 64
+    assert (training.global_batch_size, training.chunk_sizes(4), training.locked) == (64, (4, 8), ("text",))
+    assert training.activation_checkpointing and training.has_average and training.bf16
+    assert training.optimizer == "sgd"
+    recipe.write_text("output_dir: out\nchunks: 3\n")
+    with pytest.raises(ValueError, match="sets chunks, which are no options"):
+        read_training(str(recipe), 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["nowhere.yaml"], "there is no recipe .*nowhere.yaml"),
+        (["vit_l_14_336px.yaml"], "say of which --architecture it is"),
+        (["vit_b_32.yaml", "--gpus", "3"], "32768, which 3 devices cannot share"),
+        (["vit_b_32.yaml", "--chunk_size", "0"], "grad_cache_chunk_size is 0"),
+        (["vit_b_32.yaml", "--text_length", "100"], "text_length is 100, but"),
+    ],
+)
+def test_the_script_tells_mistakes_in_a_line(options, problem):
+    with pytest.raises(SystemExit, match=problem):
+        main([str(RECIPES / options[0]), *options[1:]])
+
+
 def test_the_script_has_a_line_for_each_engine(capsys):
-    recipes = ROOT / "scripts" / "recipes"
-    with pytest.raises(SystemExit, match="say of which --architecture"):
-        main([str(recipes / "vit_l_14_336px.yaml")])
-    main([str(recipes / "vit_b_32.yaml"), "--gpus", "64", "--memory", "80"])
+    main([str(RECIPES / "vit_b_32.yaml"), "--gpus", "512", "--memory", "80"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines if len(line) > 7 and "fits" in line] == ["ddp", "zero1", "zero2", "zero3"]
-    assert "32,768" in " ".join(lines[0])
+    assert "32,768 pairs on 512 devices, 64 at a time" in " ".join(lines[0])

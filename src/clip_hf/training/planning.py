@@ -6,20 +6,31 @@ chunk, counted on the meta device. With `grad_cache_chunk_size`, one chunk's act
 Shapes: W devices, B pairs of a device, N = W B pairs of the batch, D joint embedding, P parameters.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.modeling_clip_hf import ClipHfModel
+from clip_hf.model.modeling_clip_hf_vit import ClipHfViTModel
+from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
 from clip_hf.model_card.page import measure_sizes
+from clip_hf.training.lora import TARGETS
+from clip_hf.training.model_args import ModelArguments
+from clip_hf.training.training_args import WHOLE_RUN, ClipTrainingArguments
 
-# Bytes of a parameter that every device holds, and that the devices divide among themselves: it, its gradient, and
-# Adam's two averages, in float32.
-BYTES_OF_PARAMETERS = {"ddp": (16, 0), "zero1": (8, 8), "zero2": (4, 12), "zero3": (0, 16)}
+TOWERS = ("image", "text")
+# Of parameters, gradients and Adam's averages, how many the devices divide among themselves, counted from the last.
+DIVIDED = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+# Bytes of an optimizer's averages for each parameter.
+BYTES_OF_AVERAGES = {"adamw_torch": 8, "adamw_torch_fused": 8, "sgd": 0}
+BYTES_OF_AVERAGES |= dict.fromkeys(("adamw_torch_8bit", "adamw_bnb_8bit", "adamw_8bit"), 2) | {"adamw_torch_4bit": 1}
 # How often all parameters go round in a step; scripts/benchmarks/communication.py counts it.
 ROUNDS = {"ddp": 2, "zero1": 3, "zero2": 3, "zero3": 3}
 # Of the activations, in bfloat16, as counted on a CPU; layer norms and the like stay in float32.
@@ -37,9 +48,17 @@ class Training:
         chunk_size: images, and texts, embedded at a time on a device; None for all of them.
         text_length: mean number of tokens.
         bf16: whether matrices are multiplied in bfloat16.
+        text_chunk_size: texts embedded at a time, if not as many as images.
+        optimizer: of `BYTES_OF_AVERAGES`.
+        lora_rank: of an adapter that is trained in place of the weights.
+        locked: the towers, "image" or "text", that are held for the whole run.
+        patch_dropout: share of an image's patches that is left out.
+        unmasked_share: of the run, at its end, in which none is.
+        activation_checkpointing: whether a layer's activations are computed again.
+        has_average: whether a moving average of the weights is kept.
 
     Raises:
-        ValueError: a number is below 1.
+        ValueError: a number is out of range, or the optimizer unknown.
     """
 
     config: ClipHfConfig
@@ -47,18 +66,88 @@ class Training:
     chunk_size: int | None = None
     text_length: int = 16
     bf16: bool = False
+    text_chunk_size: int | None = None
+    optimizer: str = "adamw_torch"
+    lora_rank: int | None = None
+    locked: tuple[str, ...] = ()
+    patch_dropout: float = 0.0
+    unmasked_share: float = 0.0
+    activation_checkpointing: bool = False
+    has_average: bool = False
 
     def __post_init__(self) -> None:
         """Checks the numbers, and measures the model."""
-        for name in ("global_batch_size", "chunk_size", "text_length"):
+        for name in ("global_batch_size", "chunk_size", "text_chunk_size", "text_length", "lora_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, but must be at least 1")
-        sizes = measure_sizes(self.config)
-        self.num_parameters = sizes["parameters"]["model"]
         longest = self.config.text_config.max_position_embeddings
-        self.flops_of_pair = sizes["flops"]["image"] + sizes["flops"]["text"] * self.text_length / longest
-        self.bytes_of_image, self.bytes_of_text = saved_bytes(self.config, self.text_length)
+        if self.text_length > longest:
+            raise ValueError(f"text_length is {self.text_length}, but the model reads {longest} tokens at most")
+        if self.optimizer not in BYTES_OF_AVERAGES:
+            raise ValueError(f"optim is {self.optimizer}, but what is known is {', '.join(BYTES_OF_AVERAGES)}")
+        sizes = measure_sizes(self.config)
+        parameters = sizes["parameters"]
+        adapters = _adapter_sizes(self.config, self.lora_rank) if self.lora_rank else {}
+        self.num_parameters = parameters["model"] + sum(adapters.values())
+        learning = adapters or {tower: parameters[tower] for tower in TOWERS}
+        self.num_trained = sum(size for tower, size in learning.items() if tower not in self.locked)
+        if not adapters:
+            self.num_trained += parameters["model"] - parameters["image"] - parameters["text"]
+        self.flops = {
+            "image": sizes["flops"]["image"] * (1 - self.patch_dropout * (1 - self.unmasked_share)),
+            "text": sizes["flops"]["text"] * self.text_length / longest,
+        }
+        self.flops_of_pair = sum(self.flops.values())
+        share = 0.0 if self.unmasked_share else self.patch_dropout  # of the most that is held in the run
+        self.bytes_of_image, self.bytes_of_text = saved_bytes(
+            self.config, self.text_length, share, self.activation_checkpointing
+        )
+
+    @classmethod
+    def from_options(
+        cls, model_args: ModelArguments, args: ClipTrainingArguments, num_devices: int, text_length: int
+    ) -> Self:
+        """Returns what a command trains; compiled towers hold somewhat less, and locks of a part of it change nothing.
+
+        Args:
+            model_args: which model.
+            args: of the training.
+            num_devices: W.
+            text_length: mean number of tokens.
+
+        Raises:
+            OSError: a checkpoint or a tokenizer is not there.
+            ValueError: as the class.
+        """
+        vocab_size = model_args.vocab_size
+        if model_args.tokenizer is not None:
+            vocab_size = len(ClipHfTokenizer.from_pretrained(model_args.tokenizer))
+        return cls(
+            model_args.build_config(**({} if vocab_size is None else {"vocab_size": vocab_size})),
+            args.global_batch_size or args.per_device_train_batch_size * num_devices,
+            args.grad_cache_chunk_size,
+            text_length,
+            args.bf16 or args.fp16,
+            args.grad_cache_text_chunk_size,
+            str(getattr(args.optim, "value", args.optim)),
+            model_args.lora_rank,
+            tuple(tower for tower in TOWERS if getattr(args, f"{tower}_locked_steps") == WHOLE_RUN),
+            args.patch_dropout,
+            args.unmasked_share,
+            bool(args.activation_checkpointing),
+            args.ema_decay is not None,
+        )
+
+    def chunk_sizes(self, num_devices: int) -> tuple[int, int]:
+        """Returns how many images, and texts, a device embeds at a time.
+
+        Args:
+            num_devices: W.
+        """
+        own_size = self.global_batch_size // num_devices
+        images = min(self.chunk_size or own_size, own_size)
+        return images, min(self.text_chunk_size or images, own_size)
 
 
 @dataclass
@@ -114,7 +203,7 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     Args:
         training: what is trained.
         hardware: on what.
-        engine: of `BYTES_OF_PARAMETERS`.
+        engine: of `DIVIDED`.
 
     Raises:
         ValueError: the devices cannot share the batch equally.
@@ -123,63 +212,78 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     if batch_size % num_devices:
         raise ValueError(f"global_batch_size is {batch_size}, which {num_devices} devices cannot share equally")
     own_size = batch_size // num_devices
-    chunk_size = min(training.chunk_size or own_size, own_size)
+    num_images, num_texts = training.chunk_sizes(num_devices)
     num_parameters, vision = training.num_parameters, training.config.vision_config
     text_bytes = 4 * training.config.projection_dim
 
-    whole, divided = BYTES_OF_PARAMETERS[engine]
+    averages = BYTES_OF_AVERAGES[training.optimizer]
+    parts = (4 * num_parameters, 4 * training.num_trained, averages * training.num_trained)
+    whole, divided = sum(parts[: 3 - DIVIDED[engine]]), sum(parts[3 - DIVIDED[engine] :])
     # Of two towers, the first has its backward pass when both are saved, unless chunks are recomputed one by one.
-    is_chunked = chunk_size < own_size
-    towers = (training.bytes_of_image, training.bytes_of_text)
-    activations = chunk_size * (max(towers) if is_chunked else sum(towers))
+    is_chunked = min(num_images, num_texts) < own_size
+    saved = {"image": num_images * training.bytes_of_image, "text": num_texts * training.bytes_of_text}
+    towers = [size for tower, size in saved.items() if tower not in training.locked]
+    activations = max(towers) if is_chunked else sum(towers)
     if training.bf16:
         activations = SHARE_IN_BF16 * activations + 2 * num_parameters
     memory = {
-        "parameters": num_parameters * (whole + divided / num_devices),
+        "parameters": whole + divided / num_devices + 4 * num_parameters * training.has_average,
         "activations": activations,
         "batch": own_size * (vision.num_channels * vision.image_size**2 + 8 * training.text_length + 4 * text_bytes),
         "loss": 2 * batch_size * text_bytes + min(TILE_BYTES, 8 * own_size * batch_size),
     }
     ring = 1 - 1 / num_devices
-    sent = ring * (ROUNDS[engine] * 4 * num_parameters + 2 * batch_size * text_bytes)
-    # A backward pass takes twice the forward pass, and a chunk's forward pass comes twice.
-    flops = own_size * ((4 if is_chunked else 3) * training.flops_of_pair + 2 * batch_size * text_bytes)
+    moved = num_parameters if engine == "zero3" else training.num_trained
+    sent = ring * (ROUNDS[engine] * 4 * moved + 2 * batch_size * text_bytes)
+    # A backward pass takes twice the forward pass, or once where weights have no gradients; a chunk's forward pass
+    # comes twice, and that of a layer whose activations are not kept once more. A locked tower has no more than one.
+    passes = 1 + (1 if training.lora_rank else 2) + is_chunked + training.activation_checkpointing
+    of_pair = sum(flops * (1 if tower in training.locked else passes) for tower, flops in training.flops.items())
+    flops = own_size * (of_pair + 2 * batch_size * text_bytes)
     seconds = flops / (hardware.flops_per_second * hardware.efficiency)
     waiting = sent / hardware.bandwidth if num_devices > 1 else 0.0
     return Plan(memory, sent, seconds, waiting, batch_size / (seconds + waiting))
 
 
-def saved_bytes(config: ClipHfConfig, text_length: int) -> tuple[float, float]:
+def saved_bytes(
+    config: ClipHfConfig, text_length: int, patch_dropout: float = 0.0, activation_checkpointing: bool = False
+) -> tuple[float, float]:
     """Returns the bytes that autograd keeps of an image, and of a text, until their backward pass, in float32.
 
     Args:
         config: of the model.
         text_length: in tokens.
+        patch_dropout: share of the patches that a ViT leaves out.
+        activation_checkpointing: keep the input of each layer, and what one layer at a time saves.
     """
     vision = config.vision_config
     with torch.device("meta"):
         model = ClipHfModel(config).train()
+        if patch_dropout:
+            cast(ClipHfViTModel, model.vision_model).embeddings.patch_dropout = patch_dropout
 
         def image_bytes(number: int) -> int:
             pixels = torch.empty(number, vision.num_channels, vision.image_size, vision.image_size)
-            with _counting() as saved:
+            with _counting(model.vision_model, activation_checkpointing) as count:
                 _ = model.vision_model(pixel_values=pixels)
-            return sum(saved.values())
+            return count()
 
         def text_bytes(number: int) -> int:
-            with _counting() as saved:
+            with _counting(model.text_model, activation_checkpointing) as count:
                 _ = model.text_model(input_ids=torch.empty(number, text_length, dtype=torch.long))
-            return sum(saved.values())
+            return count()
 
         # What two more take: parameters and buffers, which are saved as well, do not count.
         return (image_bytes(4) - image_bytes(2)) / 2, (text_bytes(4) - text_bytes(2)) / 2
 
 
 @contextmanager
-def _counting() -> Iterator[dict[int, int]]:
-    """Fills a dictionary with the bytes of each storage that autograd saves."""
+def _counting(tower: nn.Module, activation_checkpointing: bool) -> Iterator[Callable[[], int]]:
+    """Yields what counts the bytes of all storages that autograd saves, or would if layers were computed again."""
     saved: dict[int, int] = {}
     kept: list[Tensor] = []  # or storages would be freed, and their addresses be given to others
+    inputs: list[int] = []
+    layers: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -187,5 +291,32 @@ def _counting() -> Iterator[dict[int, int]]:
         kept.append(tensor)
         return tensor
 
+    def begin(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        inputs.append(args[0].untyped_storage().nbytes())
+        layers.append(-sum(saved.values()))
+
+    def end(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        layers[-1] += sum(saved.values())
+
+    def count() -> int:
+        if not activation_checkpointing:
+            return sum(saved.values())
+        return sum(saved.values()) - sum(layers) + sum(inputs) + max(layers)
+
+    found = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
+    hooks = [hook for one in found for hook in (one.register_forward_pre_hook(begin), one.register_forward_hook(end))]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield saved
+        yield count
+    for hook in hooks:
+        hook.remove()
+
+
+def _adapter_sizes(config: ClipHfConfig, rank: int) -> dict[str, int]:
+    """Returns the parameters of an adapter in each tower."""
+    with torch.device("meta"):
+        model = ClipHfModel(config)
+    sizes = dict.fromkeys(TOWERS, 0)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and re.fullmatch(TARGETS, name):
+            sizes["text" if name.startswith("text_model") else "image"] += rank * sum(module.weight.shape)
+    return sizes
