@@ -25,6 +25,13 @@ def arguments(folder="outputs", **options) -> ClipTrainingArguments:
         ("vit", {"image_locked_steps": 9, "text_locked_steps": 2, "max_steps": 2}, "2, of 2 steps"),
         ("vit", {"image_locked_steps": -1, "image_learning_rate": 1e-3}, "image_learning_rate is 0.001, but"),
         ("vit", {"text_locked_steps": -1, "text_learning_rate": 1e-3}, "text_learning_rate is 0.001, but"),
+        (
+            "vit",
+            {"smaller_image_sizes": [16, 32]},
+            "has 32, but the model's images have 32 pixels: take multiples of 8",
+        ),
+        ("vit", {"smaller_image_sizes": [20]}, "smaller_image_sizes has 20"),
+        ("resnet", {"smaller_image_sizes": [48]}, "take multiples of 32"),
         ("vit", {"optim": "adamw_torch_8bit"}, "pip install torchao"),
         ("vit", {"optim": "adamw_bnb_8bit"}, "pip install bitsandbytes"),
     ],

@@ -131,6 +131,13 @@ def test_layers_that_are_computed_again_keep_their_inputs():
     assert saved_bytes(config, 16, 0.5)[0] < 0.6 * saved_bytes(config, 16)[0]
 
 
+def test_smaller_images_take_less_compute_and_as_much_memory():
+    """Four fifths of the run at a quarter of the area."""
+    whole, growing = (Training(tiny_config("vit"), 64, **one) for one in ({}, {"smaller_image_sizes": (16,)}))
+    assert growing.flops["image"] / whole.flops["image"] == pytest.approx(0.2 + 0.8 / 4)
+    assert growing.bytes_of_image == whole.bytes_of_image
+
+
 def test_texts_may_have_chunks_of_their_own():
     training = Training(tiny_config("vit"), 64, 8, text_chunk_size=32)
     assert (training.chunk_sizes(1), training.chunk_sizes(16)) == ((8, 32), (4, 4))

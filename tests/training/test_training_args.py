@@ -24,6 +24,8 @@ OWN_FIELDS = {
     "text_learning_rate",
     "text_locked_steps",
     "unmasked_share",
+    "smaller_image_sizes",
+    "full_size_share",
 }
 
 

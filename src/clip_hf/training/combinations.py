@@ -52,6 +52,7 @@ def check_options(args: ClipTrainingArguments, config: ClipHfConfig) -> None:
         ValueError: options cannot go together, or need another image tower or a library that is missing.
     """
     _check_image_tower(args, config.vision_config.model_type == "clip_hf_vit")
+    _check_sizes(args, config)
     _check_locks(args)
     optimizer = str(getattr(args.optim, "value", args.optim))
     library = "torchao" if optimizer.startswith("adamw_torch") else "bitsandbytes"
@@ -70,6 +71,18 @@ def _check_image_tower(args: ClipTrainingArguments, is_vit: bool) -> None:
         raise ValueError(
             f"sync_batch_norm is set, but the image tower {problem}: leave the option out, or train a ResNet"
         )
+
+
+def _check_sizes(args: ClipTrainingArguments, config: ClipHfConfig) -> None:
+    vision = config.vision_config
+    # A ResNet halves its images five times.
+    step = vision.patch_size if vision.model_type == "clip_hf_vit" else 32
+    for size in args.smaller_image_sizes or []:
+        if not 0 < size < vision.image_size or size % step:
+            raise ValueError(
+                f"smaller_image_sizes has {size}, but the model's images have {vision.image_size} pixels: take "
+                f"multiples of {step} below that"
+            )
 
 
 def _check_locks(args: ClipTrainingArguments) -> None:

@@ -54,6 +54,8 @@ class Training:
         locked: the towers, "image" or "text", that are held for the whole run.
         patch_dropout: share of an image's patches that is left out.
         unmasked_share: of the run, at its end, in which none is.
+        smaller_image_sizes: in pixels, of the images that the run begins with, each for as long.
+        full_size_share: of the run, at its end, in which images have their full size.
         activation_checkpointing: whether a layer's activations are computed again.
         has_average: whether a moving average of the weights is kept.
 
@@ -72,6 +74,8 @@ class Training:
     locked: tuple[str, ...] = ()
     patch_dropout: float = 0.0
     unmasked_share: float = 0.0
+    smaller_image_sizes: tuple[int, ...] = ()
+    full_size_share: float = 0.2
     activation_checkpointing: bool = False
     has_average: bool = False
 
@@ -94,8 +98,10 @@ class Training:
         self.num_trained = sum(size for tower, size in learning.items() if tower not in self.locked)
         if not adapters:
             self.num_trained += parameters["model"] - parameters["image"] - parameters["text"]
+        areas = [(size / self.config.vision_config.image_size) ** 2 for size in self.smaller_image_sizes]
+        smaller = sum((1 - area) / len(areas) for area in areas) * (1 - self.full_size_share)
         self.flops = {
-            "image": sizes["flops"]["image"] * (1 - self.patch_dropout * (1 - self.unmasked_share)),
+            "image": sizes["flops"]["image"] * (1 - self.patch_dropout * (1 - self.unmasked_share)) * (1 - smaller),
             "text": sizes["flops"]["text"] * self.text_length / longest,
         }
         self.flops_of_pair = sum(self.flops.values())
@@ -135,6 +141,8 @@ class Training:
             tuple(tower for tower in TOWERS if getattr(args, f"{tower}_locked_steps") == WHOLE_RUN),
             args.patch_dropout,
             args.unmasked_share,
+            tuple(args.smaller_image_sizes or ()),
+            args.full_size_share,
             bool(args.activation_checkpointing),
             args.ema_decay is not None,
         )

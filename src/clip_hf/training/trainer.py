@@ -23,6 +23,7 @@ from clip_hf.training.engines import compile_towers, divides_parameters, require
 from clip_hf.training.non_finite_samples import name_non_finite_samples
 from clip_hf.training.parameter_groups import ADAM_DEFAULTS, decay_parameter_names, split_by_layer, split_by_tower
 from clip_hf.training.patch_dropout import PatchDropout
+from clip_hf.training.progressive_resolution import ProgressiveResolution
 from clip_hf.training.pushing_trainer import PushingTrainer
 from clip_hf.training.results import ResultsCallback
 from clip_hf.training.retrieval import evaluate_retrieval
@@ -92,7 +93,8 @@ class ClipTrainer(PushingTrainer):
             compile_towers(self.model, self.args)
         self._tower_locks = TowerLocks(self.args, self.model)
         self._weight_average = WeightAverage(self.args, self.model, divides_parameters(self.args, self.accelerator))
-        for callback in (self._tower_locks, PatchDropout(self.model), self._weight_average):
+        self._resolution = ProgressiveResolution()
+        for callback in (self._tower_locks, PatchDropout(self.model), self._resolution, self._weight_average):
             self.add_callback(callback)
         self.results = ResultsCallback()
         self.add_callback(self.results)
@@ -214,7 +216,7 @@ class ClipTrainer(PushingTrainer):
             FloatingPointError: the loss is infinite or not a number.
         """
         self._tower_locks.set_modes()
-        outputs = self._embed(model, inputs)
+        outputs = self._embed(model, self._resolution.resized(inputs))
         image_embeds, text_embeds = self._tower_locks.hold(outputs.image_embeds, outputs.text_embeds)
         # The mean of equal numbers, for the sake of its gradient: that of the global loss on every process. At the
         # scale's bound the model lets it through or not, which no process must decide on a share of it.

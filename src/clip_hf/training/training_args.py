@@ -89,6 +89,16 @@ class ClipTrainingArguments(TrainingArguments):
     unmasked_share: float = field(
         default=0.0, metadata={"help": "Share of the run, at its end, in which `patch_dropout` leaves out no patch."}
     )
+    smaller_image_sizes: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Sides, in pixels, of the images that training begins with, one after the other for equal shares "
+            "of the run; its end sees the full size."
+        },
+    )
+    full_size_share: float = field(
+        default=0.2, metadata={"help": "Share of the run, at its end, that sees images in full size in any case."}
+    )
     exclude_duplicate_texts: bool = field(
         default=False, metadata={"help": "Leave pairs that have the same text out of each other's negatives."}
     )
@@ -220,7 +230,7 @@ class ClipTrainingArguments(TrainingArguments):
                     f"{name} is {steps}, but must be a number of steps, a share of the run below 1, or {WHOLE_RUN} "
                     "for all of it"
                 )
-        for name in ("patch_dropout", "unmasked_share"):
+        for name in ("patch_dropout", "unmasked_share", "full_size_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and below 1")
         if self.patch_dropout and self.image_locked_steps == WHOLE_RUN:
