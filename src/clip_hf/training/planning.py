@@ -273,12 +273,13 @@ def saved_bytes(
         def image_bytes(number: int) -> int:
             pixels = torch.empty(number, vision.num_channels, vision.image_size, vision.image_size)
             with _counting(model.vision_model, activation_checkpointing) as count:
-                _ = model.vision_model(pixel_values=pixels)
+                _ = model.vision_model(pixel_values=pixels, pooled_only=True)
             return count()
 
         def text_bytes(number: int) -> int:
+            ids = torch.empty(number, text_length, dtype=torch.long)
             with _counting(model.text_model, activation_checkpointing) as count:
-                _ = model.text_model(input_ids=torch.empty(number, text_length, dtype=torch.long))
+                _ = model.text_model(input_ids=ids, pooled_only=True)
             return count()
 
         # What two more take: parameters and buffers, which are saved as well, do not count.
