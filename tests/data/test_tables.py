@@ -53,7 +53,7 @@ def test_json_lines_may_be_blank_and_damaged(tmp_path):
         ("a.jsonl", b"[1]\n[2]\n", "a.jsonl has no JSON object in any line: a.jsonl, row 0: it is no JSON object but"),
         ("a.csv", b"\xff\xfea\x00,\x00b\x00", "a.csv is not CSV in UTF-8"),
         ("a.csv", b"a,b\r1,2\r", "a.csv is not CSV in UTF-8: its lines end in carriage returns alone"),
-        ("a.tar", gzip.compress(bytes(2048)), "a.tar is compressed by gzip: unpack it"),
+        ("a.tar", gzip.compress(bytes(2048), mtime=0), "a.tar is compressed by gzip: unpack it"),
         ("a.parquet", b"PAR1 no PAR1", "a.parquet is not a whole Parquet file"),
     ],
 )
