@@ -47,6 +47,7 @@ def count(engine: str, batch_size: int, file: Path) -> None:
         global_batch_size=batch_size,
         save_strategy="no",
         report_to=[],
+        dataloader_num_workers=0,
         disable_tqdm=True,
         deepspeed=config,
     )

@@ -42,6 +42,7 @@ def measure_ours(args: Namespace) -> dict[str, Any]:
             warmup_steps=0,
             logging_steps=1,
             save_strategy="no",
+            dataloader_num_workers=0,
             disable_tqdm=True,
         )
         trainer = ClipTrainer(model, training_args, lambda batch: batch, pairs)
