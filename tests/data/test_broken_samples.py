@@ -54,7 +54,7 @@ def test_the_summary_tells_why(tmp_path):
     assert len(entries) == 101 and entries[2] == {"source": "a", "sample_id": "2.jpg", "reason": "2.jpg: it is empty"}
 
 
-def test_any_name_can_be_listed(tmp_path):
+def test_any_name_can_be_listed_and_logged(tmp_path, warnings_of_transformers):
     broken = BrokenSamples(["a"], list_file=tmp_path / "broken.jsonl")
     names = ["caf\udce9.jpg", "夏\u2028.jpg"]
     for name in names:
@@ -62,6 +62,8 @@ def test_any_name_can_be_listed(tmp_path):
     broken.begin()
     lines = (tmp_path / "broken.jsonl").read_text(encoding="utf-8").split("\n")
     assert [json.loads(line)["sample_id"] for line in lines[:-1]] == names
+    logged = [record.getMessage().encode() for record in warnings_of_transformers.records]  # or a log would break off
+    assert rb"sample caf\udce9.jpg is broken" in logged[0]
 
 
 def test_the_log_names_some_of_them(warnings_of_transformers):

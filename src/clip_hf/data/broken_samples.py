@@ -77,7 +77,8 @@ class BrokenSamples:
                 entry = {"source": name, "sample_id": sample_id, "reason": reason}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         if number <= _NUM_LOGGED_ONE_BY_ONE or number.bit_count() == 1:  # then the 8th, 16th, 32nd, ...
-            logger.warning(f"{name}: sample {sample_id} is broken and passed over, {number:,} so far: {reason}")
+            message = f"{name}: sample {sample_id} is broken and passed over, {number:,} so far: {reason}"
+            logger.warning(message.encode(errors="backslashreplace").decode())
         self._reasons[source][reason.replace(sample_id, "...")[:120]] += 1
         recent = self._recent[source]
         recent.append(self.num_read[source])
