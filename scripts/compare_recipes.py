@@ -2,12 +2,11 @@
 
 python scripts/compare_recipes.py scripts/recipes/flickr8k_variants.yaml --train_data photos --eval_data more_photos
 
-What the same command has trained to the end is not trained again. Options that are not known here are train.py's.
+What was trained to the end is not trained again, what was not goes on. Options not known here are train.py's.
 """
 
 import json
 import shlex
-import shutil
 import subprocess
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -31,14 +30,15 @@ def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def train(options: dict[str, Any], folder: Path, more: list[str]) -> dict[str, Any]:
     """Returns what the training of a variant left in results.json, after the training if need be."""
     results, recipe = folder / "results.json", folder / "recipe.yaml"
-    written = yaml.safe_dump(options | {"output_dir": str(folder)})
+    written = f"# with {shlex.join(more)}\n" + yaml.safe_dump(options | {"output_dir": str(folder)})
     command = [str(TRAIN), str(recipe), *more]
-    is_same = recipe.is_file() and results.is_file() and recipe.read_text(encoding="utf-8") == written
-    done = json.loads(results.read_text(encoding="utf-8")) if is_same else {}
-    if done.get("command") == shlex.join(command) and done["training"]["steps"] == done["training"]["max_steps"]:
-        return done
-    if recipe.is_file():  # or it is no folder of ours
-        shutil.rmtree(folder)
+    if recipe.is_file():
+        if recipe.read_text(encoding="utf-8") != written:
+            sys.exit(f"{folder} holds another training, or one of other options: delete it, or name another --output")
+        done = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+        if done is not None and done["training"]["steps"] == done["training"]["max_steps"]:
+            return done
+        command += ["--resume_from_checkpoint", "true"]
     folder.mkdir(parents=True, exist_ok=True)
     recipe.write_text(written, encoding="utf-8")
     if code := subprocess.run([sys.executable, *command], check=False).returncode:

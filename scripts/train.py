@@ -45,7 +45,9 @@ def main(args: list[str] | None = None) -> None:
             eval_pairs.check(training_args.process_index, training_args.world_size, num_workers)
         adapter = Adapter(model, model_args.lora_rank, training_args) if model_args.lora_rank is not None else None
         trainer = ClipTrainer(model, training_args, ImageTextCollator(processor), pairs, eval_pairs, processor)
-        trainer.results.add_options(model_arguments=model_args, data_arguments=data_args)
+        trainer.results.add_options(
+            model_arguments=model_args, data_arguments=data_args, zero_shot_arguments=zero_shot_args
+        )
         if (zero_shot := zero_shot_args.open(processor, training_args.eval_batch_size, num_workers)) is not None:
             trainer.evaluate_also(zero_shot)
     with told_in_a_line():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clip_hf.distributed import all_gather, all_to_all, rank, world_size
+from clip_hf.distributed import all_gather, all_to_all, gather_lists, rank, world_size
 from tests.ranks import run_on_ranks
 
 WORLD_SIZE = 3
@@ -13,6 +13,7 @@ def test_without_a_process_group_the_world_is_this_process():
     assert (rank(), world_size()) == (0, 1)
     assert all_gather(tensor) is tensor
     assert all_to_all(tensor) is tensor
+    assert gather_lists(["a"]) == ["a"]
 
 
 def _collect() -> dict[str, torch.Tensor]:
@@ -24,7 +25,9 @@ def _collect() -> dict[str, torch.Tensor]:
     shared = (torch.arange(6.0).view(WORLD_SIZE, 2) + 10 * rank()).requires_grad_()
     exchanged = all_to_all(shared)
     (exchange_grad,) = torch.autograd.grad((exchanged * (rank() + 1)).sum(), shared)
+    numbers = gather_lists([10 * rank() + place for place in range(rank())])
     return {
+        "lists": torch.tensor(numbers),
         "rank": torch.tensor([rank(), world_size()]),
         "own": own.detach(),
         "gathered": gathered.detach(),
@@ -42,6 +45,10 @@ def collected() -> list[dict[str, torch.Tensor]]:
 
 def test_ranks_are_numbered(collected):
     assert [result["rank"].tolist() for result in collected] == [[0, 3], [1, 3], [2, 3]]
+
+
+def test_lists_of_any_length_are_joined_in_the_order_of_the_ranks(collected):
+    assert [result["lists"].tolist() for result in collected] == [[10, 20, 21]] * WORLD_SIZE
 
 
 def test_all_gather_concatenates_in_the_order_of_the_ranks(collected):

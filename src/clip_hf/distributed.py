@@ -46,6 +46,19 @@ def all_to_all(tensor: Tensor) -> Tensor:
     return _AllToAll.apply(tensor) if world_size() > 1 else tensor
 
 
+def gather_lists(items: list[Any]) -> list[Any]:
+    """Returns the items of all ranks, in the order of the ranks.
+
+    Args:
+        items: that can be pickled; any number of them.
+    """
+    if world_size() == 1:
+        return items
+    gathered: list[list[Any]] = [[]] * world_size()
+    dist.all_gather_object(gathered, items)
+    return [item for some in gathered for item in some]
+
+
 def _is_initialized() -> bool:
     return dist.is_available() and dist.is_initialized()
 

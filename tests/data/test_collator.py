@@ -47,7 +47,7 @@ def test_broken_examples_are_all_found_before_they_are_needed(num_workers, examp
         pairs.check(num_workers=num_workers)
     assert torch.equal(torch.get_rng_state(), state)
     pairs.check(rank=0, world_size=2, num_workers=num_workers)
-    with pytest.raises(ValueError, match=r"^2 of 2 samples"):
+    with pytest.raises(ValueError, match=r"^2 of 4 samples"):
         pairs.check(rank=1, world_size=2, num_workers=num_workers)
 
 

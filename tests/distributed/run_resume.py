@@ -8,6 +8,7 @@ every rank adds one to its `samples_RANK`: the number and what is in its batch.
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from transformers import set_seed
 from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
 from clip_hf.data.sources import open_source
 from clip_hf.data.training_pairs import TrainingPairs
-from clip_hf.training import ClipTrainer, ClipTrainingArguments
+from clip_hf.training import ClipTrainer, ClipTrainingArguments, resumable_trainer
+from clip_hf.training.checkpoints import publish
 from tests.distributed.run_engines import deepspeed_config
 from tests.tiny_models import TEXT, VISION
 
 GLOBAL_BATCH_SIZE = 8
+SECONDS_OF_WRITING = 0.2  # at least, for each checkpoint: long enough to be killed in
 
 
 class WritingTrainer(ClipTrainer):
@@ -42,8 +45,14 @@ class WritingTrainer(ClipTrainer):
             file.write(f"{self.state.global_step} {content}\n")
 
 
+def publish_slowly(*args: Any) -> Path:
+    time.sleep(SECONDS_OF_WRITING)
+    return publish(*args)
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    resumable_trainer.publish = publish_slowly
     options = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     args = ClipTrainingArguments(
         output_dir=options["output_dir"],

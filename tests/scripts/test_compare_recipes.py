@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -41,34 +42,41 @@ class Failed:
     returncode = 3
 
 
-@pytest.mark.parametrize(
-    ("options", "more", "changes"),
-    [
-        ({"seed": 2}, [], {}),
-        ({"seed": 1}, ["--max_steps", "3"], {}),
-        ({"seed": 1}, [], {"training": {"steps": 1, "max_steps": 2}}),
-        ({"seed": 1}, [], {"command": "of another version"}),
-        ({"seed": 1}, [], None),
-    ],
-)
-def test_only_the_same_training_at_its_end_is_not_done_again(options, more, changes, tmp_path, monkeypatch):
-    class Trained:
-        returncode = 0
+class Trained:
+    """A training that writes what it was asked."""
 
-        def __init__(self, command, check):
-            whole = {"command": " ".join(command[1:]), "training": {"steps": 2, "max_steps": 2}}
-            (tmp_path / "run" / "results.json").write_text(json.dumps(whole))
+    returncode, commands = 0, []
 
+    def __init__(self, command, check):
+        self.commands.append(command)
+        whole = {"command": " ".join(command[1:]), "training": {"steps": 2, "max_steps": 2}}
+        (Path(command[2]).parent / "results.json").write_text(json.dumps(whole))
+
+
+@pytest.mark.parametrize("changes", [{"training": {"steps": 1, "max_steps": 2}}, None])
+def test_only_a_training_that_came_to_its_end_is_not_continued(changes, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_recipes.subprocess, "run", Trained)
+    monkeypatch.setattr(Trained, "commands", [])
     found = compare_recipes.train({"seed": 1}, tmp_path / "run", [])
-    (tmp_path / "run" / "checkpoint-1").mkdir()
     assert compare_recipes.train({"seed": 1}, tmp_path / "run", []) == found
+    assert len(Trained.commands) == 1
+    (tmp_path / "run" / "checkpoint-1").mkdir()
     if changes is None:
         (tmp_path / "run" / "results.json").unlink()
     else:
         (tmp_path / "run" / "results.json").write_text(json.dumps(found | changes))
-    compare_recipes.train(options, tmp_path / "run", more)
-    assert not (tmp_path / "run" / "checkpoint-1").exists()
+    compare_recipes.train({"seed": 1}, tmp_path / "run", [])
+    assert Trained.commands[1][-2:] == ["--resume_from_checkpoint", "true"]
+    assert (tmp_path / "run" / "checkpoint-1").exists()
+
+
+@pytest.mark.parametrize(("options", "more"), [({"seed": 2}, []), ({"seed": 1}, ["--max_steps", "3"])])
+def test_another_training_is_neither_taken_for_this_one_nor_deleted(options, more, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_recipes.subprocess, "run", Trained)
+    compare_recipes.train({"seed": 1}, tmp_path / "run", [])
+    with pytest.raises(SystemExit, match="run holds another training, or one of other options"):
+        compare_recipes.train(options, tmp_path / "run", more)
+    assert (tmp_path / "run" / "results.json").exists()
 
 
 def test_mistakes_are_told_in_a_line(tmp_path, monkeypatch):

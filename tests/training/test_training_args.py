@@ -234,6 +234,14 @@ def test_data_is_prepared_by_a_share_of_the_cores(cores, processes, expected, tm
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert make(tmp_path).dataloader_num_workers == expected
     assert make(tmp_path, dataloader_num_workers=0).dataloader_num_workers == 0
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    monkeypatch.setenv("LOCAL_SIZE", str(processes))  # of DeepSpeed's launcher
+    assert make(tmp_path).dataloader_num_workers == expected
+
+
+def test_without_evaluation_there_is_none_at_the_start(tmp_path):
+    assert make(tmp_path, eval_on_start=True, eval_strategy="epoch").eval_on_start
+    assert not make(tmp_path, eval_on_start=True).eval_on_start
 
 
 @pytest.mark.parametrize(

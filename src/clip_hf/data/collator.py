@@ -16,6 +16,7 @@ from transformers import ProcessorMixin
 from clip_hf.data.augmentation import Augmentation, evaluation_pixels, training_pixels
 from clip_hf.data.sources import Examples, captions_of
 from clip_hf.data.training_pairs import BROKEN_SAMPLE_ERRORS
+from clip_hf.distributed import gather_lists
 from clip_hf.model.image_decoding_clip_hf import ImageDecodingError
 
 MOST_NAMED = 20
@@ -83,17 +84,17 @@ class ImageTextPairs(Dataset):
             num_workers: processes that prepare.
 
         Raises:
-            ValueError: examples are broken; the message says which.
+            ValueError: on every process, if examples are broken; the message says which.
         """
         complaints = _Complaints(self, range(rank, len(self), world_size))
         # A generator, or torch's own would be drawn from.
         loader = DataLoader(complaints, batch_size=None, num_workers=num_workers, generator=torch.Generator())
         bar = tqdm(loader, desc="Checking the evaluation set", disable=rank > 0, leave=False)
-        broken = [complaint for complaint in bar if complaint]
+        broken = gather_lists([complaint for complaint in bar if complaint])  # all ranks raise, or none
         if broken:
             more = f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
             raise ValueError(
-                f"{len(broken)} of {len(complaints)} samples to evaluate are broken, and figures without them would "
+                f"{len(broken)} of {len(self)} samples to evaluate are broken, and figures without them would "
                 f"be of another set: repair them, or leave them out of it. {'; '.join(broken[:MOST_NAMED])}{more}"
             )
 

@@ -61,8 +61,10 @@ def find_files(pattern: str) -> list[str]:
     Raises:
         OSError: a name stands for no file; or a remote one could not be looked for in any attempt.
     """
+    if _exists(pattern):
+        return [pattern if is_remote(pattern) else fsspec.core.url_to_fs(pattern)[1]]
     files = []
-    for name in [pattern] if _exists(pattern) else expand_braces(pattern):
+    for name in expand_braces(pattern):
         found = _find(name)
         if not found:
             raise FileNotFoundError(f"there is no file {name}" + (f" (of {pattern})" if name != pattern else ""))

@@ -156,7 +156,6 @@ def _identity(source: Samples) -> dict[str, Any]:
             captions.append([])
     content = json.dumps([names, source.shard_sizes, captions])
     return {
-        "name": posixpath.basename(source.name.rstrip("/")),
         "columns": list(source.columns),
         "digest": hashlib.blake2b(content.encode(), digest_size=8).hexdigest(),
     }

@@ -56,7 +56,7 @@ def settle(folder: Path) -> None:
     Args:
         folder: of the run; may be missing.
     """
-    for whole in folder.glob(f"*{WHOLE}"):
+    for whole in (*folder.glob(f"checkpoint-*{WHOLE}"), *folder.glob(f"tokenizer{WHOLE}")):
         published = whole.with_name(whole.name.removesuffix(WHOLE))
         if published.exists():
             shutil.rmtree(published)

@@ -1,7 +1,6 @@
 """What a training run leaves beside its weights: results.json for machines, curves.png for people."""
 
 import json
-import re
 import shlex
 import sys
 from dataclasses import asdict
@@ -37,12 +36,12 @@ class ResultsCallback(TrainerCallback):
         self.facts = {}
 
     def add_options(self, **options: Any) -> None:
-        """Adds the command that is running, its tokens masked, and the options that are not the trainer's.
+        """Adds the command that is running and the options that are not the trainer's.
 
         Args:
             options: dataclasses, by the name that they are to have in results.json.
         """
-        self.facts |= {"command": _masked(sys.argv)}
+        self.facts |= {"command": shlex.join(sys.argv)}
         self.facts |= {name: asdict(values) for name, values in options.items()}
 
     def on_train_end(
@@ -58,7 +57,10 @@ class ResultsCallback(TrainerCallback):
                 logger.warning(f"{name}: {counts['broken']:,} of {counts['read']:,} samples were broken")
         folder = Path(args.output_dir)
         results = collect_results(args, state, objects["model"], loader.dataset) | {"data": data} | self.facts
-        (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(results, indent=2) + "\n"
+        if args.hub_token:  # however the command spells its option
+            text = text.replace(args.hub_token, "***")
+        (folder / "results.json").write_text(text, encoding="utf-8")
         try:
             plot_curves(state.log_history, folder / "curves.png")
         except ImportError:
@@ -102,11 +104,6 @@ def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any
         "versions": {package: _installed_version(package) for package in PACKAGES},
         "history": state.log_history,
     }
-
-
-def _masked(words: list[str]) -> str:
-    command = shlex.join(words)
-    return re.sub(r"(--\w*token[= ])(\S+)", r"\1***", command)
 
 
 def _count_samples(loader: Any, device: torch.device) -> dict[str, dict[str, int]]:

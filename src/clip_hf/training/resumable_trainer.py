@@ -98,6 +98,7 @@ class ResumableTrainer(Trainer):
             settle(folder)
         self.accelerator.wait_for_everyone()
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, folder)
+        self.args.eval_on_start &= checkpoint is None  # a run that goes on has been evaluated at its start
         if checkpoint is not None and self.is_deepspeed_enabled:
             self._check_same_processes(Path(checkpoint))
         output = super().train(checkpoint, *args, **kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import SaveStrategy, SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from clip_hf.training.engine_args import command, configure_deepspeed, configure_fsdp, require_engine_options
 
@@ -19,7 +19,8 @@ MOST_DATA_WORKERS = 8
 def default_num_workers() -> int:
     """Returns how many processes prepare a process's data: its share of the cores but one, at least 1, at most 8."""
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = num_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    # DeepSpeed's launcher has a name of its own for it.
+    share = num_cores // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
     return min(max(1, share - 1), MOST_DATA_WORKERS)
 
 
@@ -157,6 +158,8 @@ class ClipTrainingArguments(TrainingArguments):
             self.use_cpu = True  # or, under DeepSpeed, each process takes itself for the only one
         self._choose_metric()
         super().__post_init__()
+        if self.eval_strategy == IntervalStrategy.NO:
+            self.eval_on_start = False  # a recipe's; without evaluation there is nothing to evaluate on
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process, which would split the contrastive batch among them. "

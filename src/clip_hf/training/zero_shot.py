@@ -18,6 +18,7 @@ from clip_hf.evaluation.classification import classification_metrics
 from clip_hf.evaluation.templates import load_templates
 from clip_hf.evaluation.zero_shot import classify, scale_of
 from clip_hf.model.zero_shot_clip_hf import ZeroShotClassifier, check_templates, embed_images
+from clip_hf.training.interruption import outlasting_sigterm
 
 UNLABELLED, BROKEN = -1, -2
 
@@ -115,7 +116,11 @@ class ZeroShotEvaluation:
         features = classifier.weights.new_zeros(num_rows, classifier.weights.shape[1])
         labels = torch.full((num_rows,), UNLABELLED, device=features.device)
         loader: DataLoader[Any] = DataLoader(
-            Subset(self._images, rows), self._batch_size, num_workers=self._num_workers, collate_fn=list
+            Subset(self._images, rows),
+            self._batch_size,
+            num_workers=self._num_workers,
+            collate_fn=list,
+            worker_init_fn=outlasting_sigterm(),
         )
         for number, batch in enumerate(loader):
             here = slice(number * self._batch_size, number * self._batch_size + len(batch))
