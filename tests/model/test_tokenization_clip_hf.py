@@ -323,7 +323,8 @@ def test_open_clip_folders(peer, vocab_and_merges, golden, tmp_path, layout):
         peer.save_pretrained(folder)
     else:
         write_old_clip_folder(folder, *vocab_and_merges)
-    config = {"model_cfg": {"embed_dim": 512, "text_cfg": {"context_length": 32}}, "preprocess_cfg": {}}
+    towers = {"vision_cfg": {"layers": 12, "width": 768, "patch_size": 32}, "text_cfg": {"context_length": 32}}
+    config = {"model_cfg": {"embed_dim": 512, **towers}, "preprocess_cfg": {}}
     (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     loaded = ClipHfTokenizer.from_pretrained(folder)
     assert_ids(loaded, golden)
