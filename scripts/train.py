@@ -13,6 +13,7 @@ from transformers import set_seed
 from clip_hf.data.collator import ImageTextCollator, ImageTextPairs
 from clip_hf.data.data_args import DataArguments
 from clip_hf.data.dry_run import dry_run
+from clip_hf.distributed import gather_lists
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.combinations import check_command
 from clip_hf.training.initial_weights import whole_on_every_process
@@ -42,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
             return print(json.dumps(dry_run(pairs, *what), indent=2))
         eval_pairs = eval_source and ImageTextPairs(eval_source, processor, "evaluation")
         if eval_pairs and training_args.eval_strategy != "no":
-            eval_pairs.check(training_args.process_index, training_args.world_size, num_workers)
+            eval_pairs.check(training_args.process_index, training_args.world_size, num_workers, gather_lists)
         adapter = Adapter(model, model_args.lora_rank, training_args) if model_args.lora_rank is not None else None
         trainer = ClipTrainer(model, training_args, ImageTextCollator(processor), pairs, eval_pairs, processor)
         trainer.results.add_options(

@@ -4,7 +4,7 @@ Shapes: B images, T texts, S image size in pixels, L tokens.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,6 @@ from transformers import ProcessorMixin
 from clip_hf.data.augmentation import Augmentation, evaluation_pixels, training_pixels
 from clip_hf.data.sources import Examples, captions_of
 from clip_hf.data.training_pairs import BROKEN_SAMPLE_ERRORS
-from clip_hf.distributed import gather_lists
 from clip_hf.model.image_decoding_clip_hf import ImageDecodingError
 
 MOST_NAMED = 20
@@ -75,13 +74,20 @@ class ImageTextPairs(Dataset):
         pixels = training_pixels(image, name, self.image_processor, Augmentation(), rng)
         return {"pixel_values": pixels, "texts": [rng.choice(captions)], "sample_id": name}
 
-    def check(self, rank: int = 0, world_size: int = 1, num_workers: int = 0) -> None:
+    def check(
+        self,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        gather: Callable[[list[str]], list[str]] = list,
+    ) -> None:
         """Prepares a process's share of the examples once: a broken one would else end a run at its first evaluation.
 
         Args:
             rank: of the process.
             world_size: number of processes.
             num_workers: processes that prepare.
+            gather: joins the lists of all processes, so that all raise or none.
 
         Raises:
             ValueError: on every process, if examples are broken; the message says which.
@@ -90,7 +96,7 @@ class ImageTextPairs(Dataset):
         # A generator, or torch's own would be drawn from.
         loader = DataLoader(complaints, batch_size=None, num_workers=num_workers, generator=torch.Generator())
         bar = tqdm(loader, desc="Checking the evaluation set", disable=rank > 0, leave=False)
-        broken = gather_lists([complaint for complaint in bar if complaint])  # all ranks raise, or none
+        broken = gather([complaint for complaint in bar if complaint])
         if broken:
             more = f"; and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
             raise ValueError(
