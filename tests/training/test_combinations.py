@@ -34,6 +34,7 @@ def arguments(folder="outputs", **options) -> ClipTrainingArguments:
         ("resnet", {"smaller_image_sizes": [48]}, "take multiples of 32"),
         ("vit", {"optim": "adamw_torch_8bit"}, "pip install torchao"),
         ("vit", {"optim": "adamw_bnb_8bit"}, "pip install bitsandbytes"),
+        ("vit", {"optim": "adamw_bnb_8bit", "image_locked_steps": 2}, "counts the steps of a locked tower"),
     ],
 )
 def test_what_cannot_go_together_is_named(tower, options, problem, monkeypatch):

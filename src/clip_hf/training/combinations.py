@@ -54,10 +54,7 @@ def check_options(args: ClipTrainingArguments, config: ClipHfConfig) -> None:
     _check_image_tower(args, config.vision_config.model_type == "clip_hf_vit")
     _check_sizes(args, config)
     _check_locks(args)
-    optimizer = str(getattr(args.optim, "value", args.optim))
-    library = "torchao" if optimizer.startswith("adamw_torch") else "bitsandbytes"
-    if optimizer.endswith("bit") and find_spec(library) is None:
-        raise ValueError(f"optim is {optimizer}, which needs a library that is not installed: `pip install {library}`")
+    _check_optimizer(args)
 
 
 def _check_image_tower(args: ClipTrainingArguments, is_vit: bool) -> None:
@@ -102,11 +99,29 @@ def _check_locks(args: ClipTrainingArguments) -> None:
                 "nothing: leave one of the two out"
             )
     relative = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
-    if any(one not in (0, WHOLE_RUN) for one in steps.values()) and args.lr_scheduler_type in relative:
+    if _has_temporary_lock(args) and args.lr_scheduler_type in relative:
         raise ValueError(
             f"lr_scheduler_type is {args.lr_scheduler_type}, which changes the rate it finds, and that of a "
             "locked tower is zero: take another, such as cosine, or lock the tower for the whole run"
         )
+
+
+def _has_temporary_lock(args: ClipTrainingArguments) -> bool:
+    return any(steps not in (0, WHOLE_RUN) for steps in (args.image_locked_steps, args.text_locked_steps))
+
+
+def _check_optimizer(args: ClipTrainingArguments) -> None:
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    if not optimizer.endswith("bit"):
+        return
+    library = "torchao" if optimizer.startswith("adamw_torch") else "bitsandbytes"
+    if library == "bitsandbytes" and _has_temporary_lock(args):
+        raise ValueError(
+            f"optim is {optimizer}, which counts the steps of a locked tower and would start it with steps far too "
+            "large: take adamw_torch_8bit, or lock the tower for the whole run"
+        )
+    if find_spec(library) is None:
+        raise ValueError(f"optim is {optimizer}, which needs a library that is not installed: `pip install {library}`")
 
 
 def _last_of(args: ClipTrainingArguments) -> str | None:
