@@ -27,7 +27,9 @@ RECIPES = Path(__file__).parents[1] / "deepspeed"
 # How often the size of all parameters goes round: gradients reduced and sent back, or, with ZeRO, kept in parts and
 # the new parameters collected. DeepSpeed 0.19 reduces whole buckets in stages 1 and 2. Stage 3 collects the parameters
 # a second time, for the backward pass, where they exceed `stage3_max_live_parameters`, here in `zero3_sparing`.
-ROUNDS = {"ddp": 2, "zero1": 3, "zero2": 3, "zero3": 2, "zero3_sparing": 3}
+# In chunks, too, gradients are reduced once a step.
+ROUNDS = {"ddp": 2, "ddp_chunked": 2, "zero1": 3, "zero2": 3, "zero2_chunked": 3, "zero3": 2, "zero3_sparing": 3}
+NUM_CHUNKS = 4
 TOLERANCE = 0.01
 SPARING = ("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_param_persistence_threshold")
 
@@ -37,14 +39,16 @@ def count(engine: str, batch_size: int, file: Path) -> None:
     torch.manual_seed(0)
     model = ClipHfModel(small_config(width=128, num_layers=4, image_size=32, patch_size=8))
     num_parameters, width = model.num_parameters(), model.config.projection_dim
-    config = json.loads((RECIPES / f"{engine.split('_')[0]}.json").read_text()) if engine != "ddp" else None
-    if engine == "zero3_sparing":
+    name, _, way = engine.partition("_")
+    config = json.loads((RECIPES / f"{name}.json").read_text()) if name != "ddp" else None
+    if way == "sparing":
         config["zero_optimization"] |= dict.fromkeys(SPARING, 0)
     args = ClipTrainingArguments(
         str(file.parent / "run"),
         use_cpu=True,
         max_steps=2,
         global_batch_size=batch_size,
+        grad_cache_chunk_size=batch_size // 2 // NUM_CHUNKS if way == "chunked" else None,
         save_strategy="no",
         report_to=[],
         dataloader_num_workers=0,

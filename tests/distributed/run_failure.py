@@ -1,5 +1,7 @@
-"""Trains on two processes, of which rank 1 fails to read a pair of its second batch."""
+"""Trains on two processes, of which rank 1 fails to read a pair of its second batch, or is killed there."""
 
+import os
+import signal
 import sys
 from typing import Any
 
@@ -12,9 +14,11 @@ from tests.tiny_pairs import TinyPairs, collate
 
 
 class DamagedPairs(TinyPairs):
-    """Pairs of which number 12 cannot be read."""
+    """Pairs of which number 12 cannot be read, or is the end of who reads it."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 12 and sys.argv[2] == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if index == 12:
             raise ValueError(f"pair-12 cannot be read, says rank {rank()}")
         return super().__getitem__(index)
@@ -30,6 +34,7 @@ def main() -> None:
         train_sampling_strategy="sequential",
         warmup_steps=0,
         save_strategy="no",
+        dataloader_num_workers=0,
         disable_tqdm=True,
     )
     model = tiny_model("vit")

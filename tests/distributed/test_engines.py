@@ -72,7 +72,7 @@ FAST_CASES = [
 ]
 MATRIX = [
     make_case(engine, tower, optim, chunked, tiled)
-    for engine in ENGINES
+    for engine in ("single", *ENGINES)
     for tower in ("vit", "resnet")
     for optim in ("sgd", "adamw_torch")
     for chunked in (False, True)
@@ -173,9 +173,11 @@ def bounded(logit_scale: Tensor) -> Tensor:
     return passed + (logit_scale.detach().clamp(max=MAX_LOGIT_SCALE) - logit_scale.detach())
 
 
-def assert_same_training(case: dict[str, Any], found: dict[str, Any], models: Path) -> None:
+def assert_same_training(
+    case: dict[str, Any], found: dict[str, Any], models: Path, num_ranks: int = NUM_RANKS
+) -> None:
     """`found` is what one process with the whole batch leaves."""
-    group_size = case["arguments"]["grad_cache_chunk_size"] or BATCH_SIZE // NUM_RANKS
+    group_size = case["arguments"]["grad_cache_chunk_size"] or BATCH_SIZE // num_ranks
     is_synced = case["arguments"]["sync_batch_norm"]
     expected = reference(models / case["model"], case["optim"], case["num_pairs"], group_size, is_synced)
     for name, buffer in expected["buffers"].items():
@@ -264,14 +266,15 @@ def test_every_engine_locks_and_unlocks_as_one_process(steps, models, tmp_path):
                 assert torch.equal(parameter, before[name]), (case["name"], name)
 
 
-@pytest.mark.parametrize("optim", ["sgd", "adamw_torch"])
-@pytest.mark.parametrize("tower", ["vit", "resnet"])
-def test_one_process_trains_as_written_out(tower, optim, models, tmp_path):
-    case = make_case("single", tower, optim)
-    if tower == "resnet":
-        case["arguments"]["grad_cache_chunk_size"] = BATCH_SIZE // NUM_RANKS
-    found = train(case | {"model": str(models / tower)}, tmp_path)
-    assert_same_training(case, found, models)
+# But for a ResNet's whole batch with Adam, which turns rounding into steps where activations are nearly zero: with an
+# epsilon of 1e-6 the parameters differ by 1e-3, with 1e-5 by 3e-6. SGD holds that case.
+ALONE = [case for case in MATRIX if not case["name"].startswith("single-resnet-adamw_torch-whole")]
+
+
+@pytest.mark.parametrize("case", [case for case in ALONE if case["engine"] == "single"], ids=lambda case: case["name"])
+def test_one_process_trains_as_written_out(case, models, tmp_path):
+    found = train(case | {"model": str(models / case["model"])}, tmp_path)
+    assert_same_training(case, found, models, num_ranks=1)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A process that fails ends the run on all of them, soon and with a message."""
+"""A process that fails or dies ends the run on all of them, soon and with a message."""
 
 import subprocess
 import sys
@@ -9,18 +9,30 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 240
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+DEEPSPEED = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "2"]
 
 
 @pytest.mark.slow
-def test_a_rank_that_fails_ends_the_others(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("launcher", "end", "message"),
+    [
+        (TORCHRUN, "raises", "ValueError: pair-12 cannot be read, says rank 1"),
+        (TORCHRUN, "killed", "SIGKILL"),
+        (DEEPSPEED, "raises", "ValueError: pair-12 cannot be read, says rank 1"),
+        (DEEPSPEED, "killed", "exits with return code"),
+    ],
+    ids=["torchrun-raises", "torchrun-killed", "deepspeed-raises", "deepspeed-killed"],
+)
+def test_a_rank_that_fails_ends_the_others(launcher, end, message, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     script = Path(__file__).with_name("run_failure.py")
     started = time.monotonic()
     run = subprocess.run(
-        [*launcher, script, tmp_path], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        [*launcher, script, tmp_path, end], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert run.returncode != 0
-    assert "ValueError: pair-12 cannot be read, says rank 1" in run.stderr
+    assert message in run.stdout + run.stderr
     assert time.monotonic() - started < PATIENCE_SECONDS

@@ -1,5 +1,7 @@
 """What compiles, exports and adapts: torch.compile without graph breaks, torch.export, ONNX, LoRA."""
 
+import copy
+
 import pytest
 import torch
 
@@ -75,6 +77,19 @@ def test_exported_program_takes_any_batch_size(model, strict):
             torch.testing.assert_close(value, reference)
 
 
+@pytest.mark.parametrize("part", ["text_model", "vision_model"])
+def test_a_tower_alone_compiles_and_exports(model, part):
+    tower, name = getattr(model, part), "input_ids" if part == "text_model" else "pixel_values"
+    compiled = torch.compile(tower, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(
+        tower, (inputs(model)[name],), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},)
+    )
+    for batch_size in (4, 7):
+        call = inputs(model, batch_size)[name]
+        torch.testing.assert_close(compiled(call).pooler_output, tower(call).pooler_output)
+        torch.testing.assert_close(exported.module()(call).pooler_output, tower(call).pooler_output)
+
+
 def test_lora_trains_saves_loads_and_merges(model, tmp_path):
     peft = pytest.importorskip("peft")
     reference = {name: parameter.clone() for name, parameter in model.named_parameters()}
@@ -103,17 +118,27 @@ def test_lora_trains_saves_loads_and_merges(model, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["text_model", "vision_model"])
-def test_lora_on_one_tower(model, part):
+def test_lora_on_one_tower(model, part, tmp_path):
     peft = pytest.importorskip("peft")
-    tower = getattr(model, part)
+    tower, base = getattr(model, part), copy.deepcopy(getattr(model, part))
     call = inputs(model)["input_ids" if part == "text_model" else "pixel_values"]
     before = tower(call).pooler_output
     adapted = peft.get_peft_model(tower, peft.LoraConfig(r=2, target_modules=["out_proj", "q_proj"]))
     torch.testing.assert_close(adapted(call).pooler_output, before)
-    adapted(call).pooler_output.square().sum().backward()
-    trained = [name for name, parameter in adapted.named_parameters() if parameter.grad is not None]
-    assert trained
-    assert all("lora_" in name for name in trained)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=100.0)
+    for _ in range(2):  # the first step moves only the second matrix: the other starts at zero
+        adapted(call).pooler_output[:, 0].sum().backward()
+        optimizer.step()
+    assert all("lora_" in name for name, parameter in adapted.named_parameters() if parameter.grad is not None)
+    expected = adapted(call).pooler_output
+    assert not torch.allclose(expected, before, atol=1e-3)
+    adapted.save_pretrained(tmp_path)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path).eval()
+    torch.testing.assert_close(loaded(call).pooler_output, expected)
+    merged = loaded.merge_and_unload()
+    assert type(merged) is type(getattr(model, part))
+    torch.testing.assert_close(merged(call).pooler_output, expected, rtol=1e-4, atol=1e-4)
 
 
 def onnx_case(model, part):
