@@ -67,6 +67,14 @@ def test_of_equal_scores_the_class_named_first_comes_first():
     assert predictions.ranks.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_no_numbers_are_refused(number):
+    logits, labels = random_logits(9)
+    logits[4:6, 2] = number
+    with pytest.raises(ValueError, match=r"2 of 9 images have logits that are not finite.* try --dtype float32"):
+        predict(logits, labels)
+
+
 @pytest.mark.parametrize(("num_right", "number"), [(0, 10), (10, 10), (3, 12), (700, 1000), (1, 1)])
 def test_intervals_are_scipys(num_right, number):
     expected = binomtest(num_right, number).proportion_ci(method="wilson")

@@ -39,7 +39,15 @@ def predict(logits: Tensor, labels: Tensor) -> Predictions:
     Args:
         logits: (N, C).
         labels: (N,) the right class of each image.
+
+    Raises:
+        ValueError: a logit is not finite. Nothing is larger than NaN, so every prediction would be right.
     """
+    if num_wrong := int((~logits.isfinite().all(dim=1)).sum()):
+        raise ValueError(
+            f"{num_wrong} of {len(logits)} images have logits that are not finite: the model's weights have diverged, "
+            "or overflow in their precision; try --dtype float32"
+        )
     logits = logits.double()
     right = logits.gather(1, labels[:, None])
     is_earlier = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]

@@ -197,7 +197,7 @@ def write_results(
         "weights": cache.model_facts["weights"],
         "versions": cache.model_facts["versions"],
     }
-    text = json.dumps(facts | results | count_images(images), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(facts | results | count_images(images), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     (args.output_dir / "results.json").write_text(text, encoding="utf-8")
 
 
