@@ -145,6 +145,15 @@ def test_special_strings_can_be_made_ordinary(openai):
     assert openai.decode(ids, skip_special_tokens=True) == "a <|endoftext|>"
 
 
+@pytest.mark.parametrize("default", [False, True])
+@pytest.mark.parametrize("option", [{}, {"split_special_tokens": False}, {"split_special_tokens": True}])
+def test_a_call_says_how_special_strings_are_read_in_every_way(option, default, small, monkeypatch):
+    monkeypatch.setattr(small, "split_special_tokens", default)
+    plain = small("a <|endoftext|>", **option)["input_ids"]
+    assert plain.count(small.eos_token_id) == 2 - option.get("split_special_tokens", default)
+    assert small(["a <|endoftext|>"], padding=True, return_tensors="pt", **option)["input_ids"].tolist() == [plain]
+
+
 def test_decoding_gives_the_lower_cased_text(openai, golden):
     assert openai.decode(openai.encode("A photo of 2 CATS!")) == "<|startoftext|>a photo of 2 cats ! <|endoftext|>"
     assert openai.batch_decode(openai(["Schön", ""])["input_ids"], skip_special_tokens=True) == ["schön", ""]
@@ -182,6 +191,11 @@ def test_long_texts_keep_their_end_token_everywhere(small):
         assert ids == calls[0]
     assert len(small(long, max_length=5)["input_ids"]) == 5
     assert small(long, max_length=5)["input_ids"][-1] == small.eos_token_id
+    for texts in (long, [long]):  # to the tokenizers library, 1 and 0 mean no limit at all
+        for max_length in (2, 1, 0):
+            with pytest.raises(ValueError, match=f"context length is {max_length}, but must be at least 3"):
+                small(texts, max_length=max_length, padding=True, return_tensors="pt")
+    assert len(small(long, max_length=1, add_special_tokens=False)["input_ids"]) == 1
 
 
 def test_truncation_false_is_honoured(small):

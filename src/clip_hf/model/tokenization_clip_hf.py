@@ -200,11 +200,7 @@ class ClipHfTokenizer(TokenizersBackend):
         return cls(vocab, merges, clean=clean, model_max_length=context_length)
 
     def train_new_from_iterator(
-        self,
-        text_iterator: Iterable[str | list[str]],
-        vocab_size: int,
-        length: int | None = None,
-        **kwargs: Any,
+        self, text_iterator: Iterable[str | list[str]], vocab_size: int, length: int | None = None, **kwargs: Any
     ) -> Self:
         """Returns what `train` learns with this tokenizer's context length and cleaning.
 
@@ -261,6 +257,8 @@ class ClipHfTokenizer(TokenizersBackend):
         if isinstance(text, list | tuple) and not text:
             raise ValueError("There are no texts to encode: the list is empty")
         self._check_padding_side(kwargs.get("padding_side"))
+        if kwargs.get("max_length") is not None and kwargs.get("add_special_tokens", True):
+            check_context_length(kwargs["max_length"])
         if _is_plain_padded_batch(text, kwargs):
             return self._encode_padded([self._prepare(one) for one in text], **kwargs)
         return super()._encode_plus(self._prepare(text), None, *args, **kwargs)
@@ -276,7 +274,7 @@ class ClipHfTokenizer(TokenizersBackend):
             pad_to_multiple_of=None,
             padding_side=None,
         )
-        self._tokenizer.encode_special_tokens = self.split_special_tokens
+        self._tokenizer.encode_special_tokens = options.get("split_special_tokens", self.split_special_tokens)
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=options.get("add_special_tokens", True))
         rows = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))
@@ -326,7 +324,7 @@ class ClipHfTokenizer(TokenizersBackend):
 def _is_plain_padded_batch(text: Any, options: dict[str, Any]) -> bool:
     """Whether a list of texts is to become padded tensors of ids, and nothing else is asked for."""
     others = (
-        *("is_split_into_words", "pad_to_multiple_of", "split_special_tokens", "stride", "return_token_type_ids"),
+        *("is_split_into_words", "pad_to_multiple_of", "stride", "return_token_type_ids"),
         *("return_overflowing_tokens", "return_special_tokens_mask", "return_offsets_mapping", "return_length"),
     )
     return (
