@@ -2,7 +2,8 @@
 
 Ours is ClipTrainer's step: embeddings of all pairs chunk by chunk, one loss over all of them, tiled, the chunks again
 with their gradients, and AdamW. The peer is a plain step of transformers' CLIPModel of the same size, whose batch is
-doubled until it exceeds the memory. Images and texts are noise. Linux and macOS.
+doubled until it exceeds the memory. The floor has the products of two forward passes and a backward one over all
+chunks, and those of the loss. Images and texts are noise. Linux and macOS.
 
     python scripts/benchmarks/large_batch_step.py --batch_size 32768
 """
@@ -13,6 +14,7 @@ from argparse import Namespace
 from typing import Any
 
 import torch
+from measuring.floors import Floor
 from measuring.memory import in_fresh_process, peak_megabytes
 from measuring.noise import NoisePairs, small_config
 from measuring.options import make_parser
@@ -54,6 +56,25 @@ def measure_ours(args: Namespace) -> dict[str, Any]:
     return {"title": title, "seconds": seconds, "gigabytes": peak_megabytes() / 1e3, "log": log}
 
 
+def measure_floor(args: Namespace) -> Floor:
+    """Returns the floor of our step, to be called in a fresh process."""
+    model = ClipHfModel(small_config(args.width, args.num_layers, args.image_size, args.patch_size))
+    chunk = NoisePairs(model.config, args.grad_cache_chunk_size).__getitems__(slice(None))
+
+    def embed_twice() -> None:
+        with torch.no_grad():
+            model(**chunk)
+        output = model(**chunk)
+        (output.image_embeds.sum() + output.text_embeds.sum()).backward()
+
+    one, num_chunks = Floor.of(embed_twice), args.batch_size / args.grad_cache_chunk_size
+    loss_flops = 8 * args.batch_size**2 * args.width  # logits forward, again backward, and two gradients
+    products = {product: number * num_chunks for product, number in one.products.items()}
+    floor = Floor(products, one.other_flops * num_chunks + loss_flops)
+    floor()
+    return floor
+
+
 def measure_peer(args: Namespace, batch_size: int) -> dict[str, float]:
     """Returns time and memory of the peer's step, to be called in a fresh process."""
     torch.manual_seed(0)
@@ -75,8 +96,10 @@ def measure(args: Namespace) -> dict[str, Any]:
         if peers[batch_size]["gigabytes"] > args.most_gigabytes:
             break
         batch_size *= 2
+    floor = in_fresh_process(measure_floor, args)
     title = f"{args.batch_size:,} pairs of {ours['title']}"
-    case = compare(title, {"clip_hf": [ours["seconds"]]}, args.batch_size)
+    seconds = {"clip_hf": [ours["seconds"]], "floor": [floor.seconds]}
+    case = compare(title, seconds, args.batch_size, floor=str(floor))
     note = f"; {ours['gigabytes']:.2f} GB, where transformers' plain step exceeds {args.most_gigabytes:g} GB with "
     note += f"{batch_size:,} pairs"
     return case | {"note": note, "most_gigabytes": args.most_gigabytes, "log": ours["log"], "transformers": peers}
