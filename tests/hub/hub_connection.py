@@ -157,8 +157,8 @@ class Connection(BaseHTTPRequestHandler):
         if isinstance(self.fault, Delay):
             self.server.closing.wait(self.fault.seconds)
         if isinstance(self.fault, Refusal):
-            after = self.fault.retry_after_seconds
-            headers = {} if after is None else {"Retry-After": str(after)}
+            wanted = {"Retry-After": self.fault.retry_after_seconds, "RateLimit": self.fault.rate_limit}
+            headers = {name: str(value) for name, value in wanted.items() if value is not None}
             return Response.of_json({"error": "a fault switched on by a test"}, self.fault.status, headers)
         parts = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(parts.query).items()}

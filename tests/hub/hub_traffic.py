@@ -25,10 +25,11 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Answers with an error status, and with `Retry-After` where it is given."""
+    """Answers with an error status, and with `Retry-After` and `RateLimit` where they are given."""
 
     status: int
     retry_after_seconds: int | None = None
+    rate_limit: str | None = None
 
 
 @dataclass(frozen=True)

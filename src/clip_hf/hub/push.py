@@ -16,7 +16,7 @@ from huggingface_hub.errors import HTTPError, RepositoryNotFoundError, RevisionN
 from huggingface_hub.hf_api import CommitInfo, ModelInfo
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, validate_repo_id
 
-from clip_hf.hub.failures import MOST_SILENT_SECONDS, PushError, explained, retry, status_of
+from clip_hf.hub.failures import MOST_SILENT_SECONDS, PushError, checked_token, explained, retry, status_of
 from clip_hf.hub.files import PAGE, Content
 from clip_hf.model_card.page import is_by_hand
 
@@ -37,7 +37,7 @@ class Destination:
         token: that may write; by default the one of this machine.
 
     Raises:
-        ValueError: the options exclude each other, or the name is not one.
+        ValueError: the options exclude each other, or the name or the token is not one.
     """
 
     repo_id: str
@@ -55,6 +55,7 @@ class Destination:
             raise ValueError(f"repo_id is '{self.repo_id}', but must be NAMESPACE/NAME, such as me/{self.repo_id}")
         if self.create_pr and (self.revision or self.tag):
             raise ValueError("create_pr proposes a change of the main branch: leave out revision and tag")
+        object.__setattr__(self, "token", checked_token(self.token))
 
     @property
     def branch(self) -> str:

@@ -5,23 +5,42 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from torch import nn
 
-from clip_hf.hub.failures import PushError, explained, retry
+from clip_hf.hub.failures import PushError, checked_token, explained, retry
 from clip_hf.hub.models import push_folder
 from clip_hf.hub.push import Destination
 from clip_hf.model_card.facts import facts_of_options
 from clip_hf.model_card.page import page_of_folder
 from clip_hf.training.resumable_trainer import ResumableTrainer
+from clip_hf.training.training_args import ClipTrainingArguments
 
 
 class PushingTrainer(ResumableTrainer):
     """A Trainer that pushes what `scripts/push_to_hub.py` pushes, with the same retries and errors.
 
     The pushes of a `hub_strategy` while it trains are transformers' own, in the background.
+
+    Args:
+        model: as for `transformers.Trainer`.
+        args: `ClipTrainingArguments`.
+        other_args: the other arguments of `transformers.Trainer`.
+        other_options: the same, by name.
+
+    Raises:
+        ValueError: `hub_token` can be no token.
+        PushError: `push_to_hub` is set, and the repository cannot be made.
     """
+
+    def __init__(
+        self, model: nn.Module | None, args: ClipTrainingArguments, *other_args: Any, **other_options: Any
+    ) -> None:
+        args.hub_token = checked_token(args.hub_token)
+        super().__init__(model, args, *other_args, **other_options)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, where it is missing; as `Trainer.init_hf_repo`, with retries and plain errors."""
+        token = checked_token(token) or self.args.hub_token
         with explained(self.args.hub_model_id or Path(self.args.output_dir).absolute().name, token):
             retry(partial(super().init_hf_repo, token, private))
 
@@ -50,7 +69,7 @@ class PushingTrainer(ResumableTrainer):
         """
         facts = facts_of_options(facts)
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        token = token if token is not None else self.args.hub_token
+        token = checked_token(token) or self.args.hub_token
         self.save_model(_internal_call=True)
         if self.hub_model_id is None:
             self.init_hf_repo(token, private)
