@@ -1,6 +1,7 @@
 """Trainings and models that push themselves to the Hub: what arrives, and that no token does."""
 
 import pytest
+from huggingface_hub import HfApi
 
 from clip_hf import ClipHfModel, ClipHfProcessor, ClipTrainer, ClipTrainingArguments
 from clip_hf.hub.failures import PushError
@@ -100,6 +101,22 @@ def test_a_training_waits_for_the_hub_and_explains_what_it_refuses(hub, this_pro
     assert_holds(hub, "tester/refused", tmp_path)
 
 
+def test_what_is_to_be_private_does_not_go_where_all_can_see_it(hub, this_process_uses_hub, checkpoint, tmp_path):
+    HfApi().create_repo("tester/seen")
+    options = {"hub_model_id": "tester/seen", "hub_token": hub.token}
+    with pytest.raises(PushError, match="tester/seen exists and is public"):
+        make_trainer(checkpoint, tmp_path, push_to_hub=True, hub_private_repo=True, **options)
+    trainer = make_trainer(checkpoint, tmp_path, push_to_hub=True, **options)
+    with pytest.raises(PushError, match="tester/seen exists and is public"):
+        trainer.push_to_hub(private=True)
+    trainer.args.hub_private_repo = True
+    with pytest.raises(PushError, match="tester/seen exists and is public"):
+        trainer.push_to_hub()
+    assert len(hub.repository("tester/seen").history()) == 1
+    trainer.push_to_hub(private=False)
+    assert len(hub.repository("tester/seen").history()) == 2
+
+
 def test_a_model_pushes_itself_with_its_page(hub, this_process_uses_hub, checkpoint, tmp_path):
     model = ClipHfModel.from_pretrained(checkpoint)
     with hub.fault(Refusal(status=503), path="/commit/", times=1) as fault:
@@ -116,7 +133,7 @@ def test_a_model_pushes_itself_with_its_page(hub, this_process_uses_hub, checkpo
         model.push_to_hub("tester/alone", licence="mit")
 
 
-def test_a_token_that_is_given_is_the_one_that_counts(hub, this_process_uses_hub, checkpoint, monkeypatch):
+def test_a_token_that_is_given_is_the_one_that_counts(hub, this_process_uses_hub, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
     model = ClipHfModel.from_pretrained(checkpoint)
@@ -126,6 +143,9 @@ def test_a_token_that_is_given_is_the_one_that_counts(hub, this_process_uses_hub
         model.push_to_hub("tester/given", token=hub.token, license="mit")
     with pytest.raises(PushError, match="There is no token"):
         model.push_to_hub("tester/given", license="mit")
+    options = {"push_to_hub": True, "hub_model_id": "tester/given", "hub_token": hub.token}
+    with hub.restrict_token("expired"), pytest.raises(PushError, match="has expired"):
+        make_trainer(checkpoint, tmp_path, **options)
 
 
 def assert_holds_model(hub, repo_id, folder) -> None:

@@ -160,12 +160,23 @@ def _compare(destination: Destination, files: Mapping[str, Content]) -> Plan:
         if destination.create_pr:
             raise PushError(f"There is no {destination.repo_id} to propose a change to: push without create_pr")
         return Plan(destination, files, added=sorted(files))
+    _refuse_public(destination, info)
+    return _compare_with(info, destination, files)
+
+
+def require_private(destination: Destination) -> None:
+    """Raises PushError where the repository is to be private, and is there and public."""
+    with explained(destination.repo_id, destination.token):
+        if (info := retry(lambda: _state(destination))) is not None:
+            _refuse_public(destination, info)
+
+
+def _refuse_public(destination: Destination, info: ModelInfo) -> None:
     if destination.private and not info.private:
         raise PushError(
             f"{destination.repo_id} exists and is public, and private is for new repositories: change that in its "
             "settings, or choose another name"
         )
-    return _compare_with(info, destination, files)
 
 
 def _compare_with(info: ModelInfo, destination: Destination, files: Mapping[str, Content]) -> Plan:

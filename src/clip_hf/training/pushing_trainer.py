@@ -9,7 +9,7 @@ from torch import nn
 
 from clip_hf.hub.failures import PushError, checked_token, explained, retry
 from clip_hf.hub.models import push_folder
-from clip_hf.hub.push import Destination
+from clip_hf.hub.push import Destination, require_private
 from clip_hf.model_card.facts import facts_of_options
 from clip_hf.model_card.page import page_of_folder
 from clip_hf.training.resumable_trainer import ResumableTrainer
@@ -39,10 +39,21 @@ class PushingTrainer(ResumableTrainer):
         super().__init__(model, args, *other_args, **other_options)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Makes the repository, where it is missing; as `Trainer.init_hf_repo`, with retries and plain errors."""
+        """Makes the repository, where it is missing; as `Trainer.init_hf_repo`, with retries and plain errors.
+
+        Args:
+            token: that may write; by default `hub_token`, or else the one of this machine.
+            private: whether it is to be private; by default, as `hub_private_repo` says.
+
+        Raises:
+            PushError: it cannot be made; or it is to be private, and is there and public.
+        """
         token = checked_token(token) or self.args.hub_token
+        private = self.args.hub_private_repo if private is None else private
         with explained(self.args.hub_model_id or Path(self.args.output_dir).absolute().name, token):
             retry(partial(super().init_hf_repo, token, private))
+        if private and self.is_world_process_zero():
+            require_private(Destination(self.hub_model_id, private=True, token=token))
 
     def push_to_hub(
         self,
@@ -60,11 +71,12 @@ class PushingTrainer(ResumableTrainer):
             blocking: False returns a future of the address.
             token: that may write; by default `hub_token`, or else the one of this machine.
             revision: the branch; by default `hub_revision`, or else "main".
-            private: make the repository private, if it is new.
+            private: make the repository private, if it is new; by default, as `hub_private_repo` says.
             facts: as in `create_model_card`.
 
         Raises:
-            PushError: it did not succeed; the model is saved all the same.
+            PushError: it did not succeed, or is to be private and there is a public one; the model is saved all the
+                same.
             ValueError: a fact is none.
         """
         facts = facts_of_options(facts)
@@ -77,7 +89,8 @@ class PushingTrainer(ResumableTrainer):
             return None
         self.create_model_card(**facts)
         self._finish_current_push()
-        destination = Destination(self.hub_model_id, revision or self.args.hub_revision, token=token)
+        private = bool(self.args.hub_private_repo if private is None else private)
+        destination = Destination(self.hub_model_id, revision or self.args.hub_revision, private, token=token)
         push = partial(_push, Path(self.args.output_dir), destination, commit_message or "End of training", **facts)
         return push() if blocking else HfApi().run_as_future(push)
 
