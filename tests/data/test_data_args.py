@@ -38,6 +38,8 @@ def test_the_defaults_are_those_of_the_classes(drawn, small_processor, tmp_path)
     assert args.open_evaluation_source() is None
     pairs = args.training_pairs(args.open_training_sources(), small_processor, 0, tmp_path)
     assert pairs.fingerprint["stream"] is None and pairs.weights is None and pairs.max_broken_fraction == 0.1
+    dry = parse("--train_data", "shapes", "--dry_run_data", "5")
+    assert dry.training_pairs(dry.open_training_sources(), small_processor, 0, tmp_path).broken_list is None
 
 
 def test_a_training_that_evaluates_needs_something_to_evaluate_on():

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from clip_hf import distributed
+from clip_hf import ClipHfProcessor, ClipHfTokenizer, distributed
 from clip_hf.data.augmentation import Augmentation
 from clip_hf.data.broken_samples import TooManyBrokenSamplesError
 from clip_hf.data.columns import Columns
@@ -248,28 +248,30 @@ def test_states_that_do_not_fit_are_refused(pairs, small_processor):
 
 
 def test_other_data_of_the_same_size_is_refused_and_the_same_data_elsewhere_is_not(drawn, small_processor, tmp_path):
-    def load(folder, names=("0", "1"), samples=drawn, state=None, **options) -> dict:
+    def load(folder, names=("0", "1"), samples=drawn, state=None, processor=small_processor, **options) -> dict:
         halves = [samples[:20], samples[20:]]
         rows = [[{"image": str(s["file"]), "caption": s["captions"][0]} for s in half] for half in halves]
         (tmp_path / folder).mkdir()
         for name, half in zip(names, rows, strict=True):
             write_rows("csv", tmp_path / folder / name, half)
         source = open_source(f"{tmp_path}/{folder}/*.csv", options.pop("columns", Columns()), streaming=True)
-        loader = TrainingPairs([source], small_processor, **options).loader(4)
+        loader = TrainingPairs([source], processor, **options).loader(4)
         if state is not None:
             loader.load_state_dict([json.loads(json.dumps(state))])
         return loader.state_dict()
 
     state = load("here")
     load("there", state=state)
+    other_tokenizer = ClipHfTokenizer.train(["a red cat", "a blue dog"] * 4, vocab_size=530, context_length=16)
     others = {
         "names": {"names": ("0", "2")},
         "captions": {"samples": drawn[::-1]},
         "columns": {"columns": Columns(id="caption")},
         "augmentation": {"augmentation": Augmentation(flip_probability=0.5)},
+        "tokenizer": {"processor": ClipHfProcessor(small_processor.image_processor, other_tokenizer)},
     }
     for folder, options in others.items():
-        what = "augmentation" if folder == "augmentation" else "sources"
+        what = folder if folder in ("augmentation", "tokenizer") else "sources"
         with pytest.raises(ValueError, match=f"not that of the checkpoint: {what} was"):
             load(folder, state=state, **options)
 

@@ -131,6 +131,7 @@ def test_ones_own_folder_is_read_trained_on_and_gone_on_with(script, photos, tmp
     common = [str(recipe), "--train_data", str(photos), "--output_dir", str(output_dir)]
     script.main([*common, "--dry_run_data", "30"])
     assert json.loads(capsys.readouterr().out)["samples_in_an_epoch"] == 40
+    assert [path.name for path in output_dir.iterdir()] == ["samples.png"]
     with pytest.raises(SystemExit, match="give --eval_data, or --eval_strategy no"):
         script.main(common)
     common += ["--eval_data", str(photos), "--disable_tqdm", "true", "--max_steps", "4"]

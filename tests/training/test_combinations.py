@@ -89,6 +89,14 @@ def test_a_configuration_has_every_change():
     assert args.build_config().text_config.vocab_size == ClipHfConfig().text_config.vocab_size
 
 
+def test_a_new_run_is_not_begun_among_checkpoints(tmp_path):
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(ValueError, match="up to checkpoint-3"):
+        check_command(ModelArguments(), arguments(tmp_path))
+    check_command(ModelArguments(), arguments(tmp_path), is_dry_run=True)
+    check_command(ModelArguments(), arguments(tmp_path, resume_from_checkpoint="true"))
+
+
 def test_checkpoints_amid_an_adapters_training_are_for_that_training_alone(tmp_path):
     model = tiny_model("vit")
     model.save_pretrained(tmp_path / "base")

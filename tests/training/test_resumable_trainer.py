@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 from transformers import TrainerCallback
+from transformers.utils import logging
 
 from clip_hf.training.interruption import EXIT_CODE
 from tests.tiny_models import tiny_model
@@ -82,10 +83,21 @@ def test_sigterm_leaves_the_newest_checkpoint_and_the_best(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
 
 
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path):
+def test_a_run_without_a_checkpoint_begins_anew(tmp_path, caplog):
     trainer = make_trainer(tmp_path, max_steps=2)
+    logging.enable_propagation()
     trainer.train(resume_from_checkpoint=True)
-    assert trainer.state.global_step == 2
+    logging.disable_propagation()
+    assert trainer.state.global_step == 2 and "the run begins anew" in caplog.text
+
+
+def test_a_new_run_does_not_begin_among_the_checkpoints_of_another(tmp_path):
+    """Or it would later be resumed from that one's last."""
+    make_trainer(tmp_path, **SAVING).train()
+    again = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
+    with pytest.raises(ValueError, match=r"up to checkpoint-6, .* true, name another --output_dir, or delete them"):
+        again.train()
+    assert again.state.global_step == 0
 
 
 FULL_DISK = """

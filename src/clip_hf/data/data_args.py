@@ -126,7 +126,7 @@ class DataArguments:
             sources: of `open_training_sources`.
             processor: resizes images and encodes captions.
             seed: of order, captions and crops.
-            output_dir: gets the list of broken samples.
+            output_dir: gets the list of broken samples, unless nothing is trained.
 
         Raises:
             ValueError: as `TrainingPairs`.
@@ -140,5 +140,5 @@ class DataArguments:
             num_lanes=self.stream_lanes,
             window=self.stream_window,
             max_broken_fraction=self.max_broken_fraction,
-            broken_list=os.path.join(output_dir, BROKEN_LIST),
+            broken_list=os.path.join(output_dir, BROKEN_LIST) if self.dry_run_data is None else None,
         )

@@ -82,6 +82,7 @@ class TrainingPairs(Dataset):
             "stream": [num_lanes, window] if sources[0].is_stream else None,
             "sources": [_identity(source) for source in sources],
             "augmentation": json.loads(json.dumps(asdict(self.augmentation))),
+            "tokenizer": _digest_of_tokenizer(processor.tokenizer),
         }
 
     @property
@@ -154,11 +155,17 @@ def _identity(source: Samples) -> dict[str, Any]:
             captions.append(source.captions_of_row(number))
         except BROKEN_SAMPLE_ERRORS:
             captions.append([])
-    content = json.dumps([names, source.shard_sizes, captions])
-    return {
-        "columns": list(source.columns),
-        "digest": hashlib.blake2b(content.encode(), digest_size=8).hexdigest(),
-    }
+    return {"columns": list(source.columns), "digest": _digest([names, source.shard_sizes, captions])}
+
+
+def _digest_of_tokenizer(tokenizer: Any) -> str:
+    """What tells tokenizers apart, wherever they lie; merges follow from the order of the vocabulary."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    return _digest([vocabulary, tokenizer.model_max_length, getattr(tokenizer, "clean", None)])
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
 
 def _order(sources: Sequence[Samples], seed: int, num_lanes: int, window: int) -> Order:

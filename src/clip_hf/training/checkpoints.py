@@ -12,9 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
 
 UNFINISHED = "_unfinished"  # transformers uploads nothing that begins with an underscore
 WHOLE = ".whole"
@@ -91,6 +88,32 @@ def is_resuming(resume_from: str | bool | None) -> bool:
     return resume_from is not None and str(resume_from).lower() != "false"
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """Returns the checkpoint of the highest step, None where there is none.
+
+    Args:
+        folder: of the run; may be missing.
+    """
+    return get_last_checkpoint(folder) if folder.is_dir() else None
+
+
+def require_no_checkpoints(folder: Path) -> None:
+    """Checks that a new run may begin in a folder.
+
+    Args:
+        folder: of the run; may be missing.
+
+    Raises:
+        ValueError: there are checkpoints of another run, one of which could later be taken for this one's last.
+    """
+    last = last_checkpoint(folder)
+    if last is not None:
+        raise ValueError(
+            f"{folder} has checkpoints of another run, up to {Path(last).name}, among which a new run does not begin: "
+            "continue that run with --resume_from_checkpoint true, name another --output_dir, or delete them"
+        )
+
+
 def checkpoint_to_resume(resume_from: str | bool | None, folder: Path) -> str | None:
     """Returns the checkpoint that a run begins with, or None to begin anew.
 
@@ -103,11 +126,9 @@ def checkpoint_to_resume(resume_from: str | bool | None, folder: Path) -> str | 
     """
     if not is_resuming(resume_from):
         return None
-    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    last = last_checkpoint(folder)
     if str(resume_from).lower() == "true":
-        if last is None:
-            logger.warning(f"There is no checkpoint in {folder} yet: the run begins anew")
-        else:
+        if last is not None:
             _require_state(Path(last))
         return last
     if not Path(str(resume_from), "trainer_state.json").is_file():

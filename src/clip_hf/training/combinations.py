@@ -1,28 +1,30 @@
 """Options of a training that cannot go together, or not with this model: told before any data is read."""
 
 from importlib.util import find_spec
+from pathlib import Path
 
-from transformers.trainer_utils import SchedulerType, get_last_checkpoint
+from transformers.trainer_utils import SchedulerType
 
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
-from clip_hf.training.checkpoints import is_resuming
+from clip_hf.training.checkpoints import is_resuming, last_checkpoint, require_no_checkpoints
 from clip_hf.training.lora import check_adapter, rank_in
 from clip_hf.training.model_args import ModelArguments
 from clip_hf.training.tower_locks import num_locked_steps
 from clip_hf.training.training_args import WHOLE_RUN, ClipTrainingArguments
 
 
-def check_command(model_args: ModelArguments, args: ClipTrainingArguments) -> None:
+def check_command(model_args: ModelArguments, args: ClipTrainingArguments, is_dry_run: bool = False) -> None:
     """Checks the options of a command.
 
     Args:
         model_args: which model.
         args: of the training.
+        is_dry_run: nothing is to be trained.
 
     Raises:
-        ValueError: some cannot go together.
+        ValueError: some cannot go together, or a new run is to begin among the checkpoints of another.
     """
-    config = model_args.build_config()
+    config, folder = model_args.build_config(), Path(args.output_dir)
     check_options(args, config)
     rank = model_args.lora_rank
     if rank is not None:
@@ -34,11 +36,13 @@ def check_command(model_args: ModelArguments, args: ClipTrainingArguments) -> No
         )
     if is_resuming(args.resume_from_checkpoint):
         resume_from = str(args.resume_from_checkpoint)
-        checkpoint = _last_of(args) if resume_from.lower() == "true" else resume_from
+        checkpoint = last_checkpoint(folder) if resume_from.lower() == "true" else resume_from
         if checkpoint is not None and (found := rank_in(checkpoint)) != rank:
             raise ValueError(
                 f"lora_rank is {rank}, but that of the training to resume, in {checkpoint}, is {found}: give the same"
             )
+    elif not is_dry_run:
+        require_no_checkpoints(folder)
 
 
 def check_options(args: ClipTrainingArguments, config: ClipHfConfig) -> None:
@@ -122,10 +126,3 @@ def _check_optimizer(args: ClipTrainingArguments) -> None:
         )
     if find_spec(library) is None:
         raise ValueError(f"optim is {optimizer}, which needs a library that is not installed: `pip install {library}`")
-
-
-def _last_of(args: ClipTrainingArguments) -> str | None:
-    try:
-        return get_last_checkpoint(args.output_dir)
-    except FileNotFoundError:
-        return None

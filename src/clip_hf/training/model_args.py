@@ -11,7 +11,7 @@ from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor
 from clip_hf.model.modeling_clip_hf import ClipHfModel
 from clip_hf.model.processing_clip_hf import ClipHfProcessor
 from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
-from clip_hf.training.checkpoints import UNFINISHED, is_resuming, publish, settle
+from clip_hf.training.checkpoints import UNFINISHED, checkpoint_to_resume, publish, settle
 from clip_hf.training.training_args import ClipTrainingArguments
 
 ARCHITECTURE = "ViT-B/32"
@@ -84,33 +84,49 @@ class ModelArguments:
 
 
 def build_tokenizer(
-    args: ModelArguments, context_length: int, sources: list[Samples], training_args: ClipTrainingArguments
+    args: ModelArguments,
+    context_length: int,
+    sources: list[Samples],
+    training_args: ClipTrainingArguments,
+    is_dry_run: bool = False,
 ) -> ClipHfTokenizer:
-    """Returns the tokenizer, loaded or, by one process for all, trained; a resumed run has that of its beginning.
+    """Returns the tokenizer, loaded or, by one process for all, trained; a resumed run has that of its checkpoint.
 
     Args:
         args: which.
         context_length: of a new one, in tokens.
         sources: whose captions a new one learns from.
         training_args: of the run.
+        is_dry_run: leave the output folder as it is; each process then trains a new one for itself.
+
+    Raises:
+        ValueError: the checkpoint to resume is not there.
     """
     if args.tokenizer is not None:
         return ClipHfTokenizer.from_pretrained(args.tokenizer)
     output_dir = Path(training_args.output_dir)
-    folder = output_dir / "tokenizer"
+    unfinished = output_dir / UNFINISHED / "tokenizer"
     with training_args.main_process_first(local=False):
-        if training_args.process_index == 0:
+        is_writer = training_args.process_index == 0 and not is_dry_run
+        if is_writer:
             settle(output_dir)
-            if not (is_resuming(training_args.resume_from_checkpoint) and folder.is_dir()):
-                vocab_size = args.vocab_size or VOCAB_SIZE
-                tokenizer = ClipHfTokenizer.train(captions_for_tokenizer(sources), vocab_size, context_length)
-                tokenizer.save_pretrained(output_dir / UNFINISHED / folder.name)
-                publish(output_dir / UNFINISHED / folder.name, output_dir)
-        return ClipHfTokenizer.from_pretrained(folder)
+        checkpoint = checkpoint_to_resume(training_args.resume_from_checkpoint, output_dir)
+        if checkpoint is not None:
+            return ClipHfTokenizer.from_pretrained(checkpoint)
+        if is_dry_run:
+            return _train_tokenizer(args, context_length, sources)
+        if is_writer:
+            _train_tokenizer(args, context_length, sources).save_pretrained(unfinished)
+            publish(unfinished, output_dir)
+        return ClipHfTokenizer.from_pretrained(output_dir / unfinished.name)
+
+
+def _train_tokenizer(args: ModelArguments, context_length: int, sources: list[Samples]) -> ClipHfTokenizer:
+    return ClipHfTokenizer.train(captions_for_tokenizer(sources), args.vocab_size or VOCAB_SIZE, context_length)
 
 
 def build_model(
-    args: ModelArguments, sources: list[Samples], training_args: ClipTrainingArguments
+    args: ModelArguments, sources: list[Samples], training_args: ClipTrainingArguments, is_dry_run: bool = False
 ) -> tuple[ClipHfModel, ClipHfProcessor]:
     """Returns the model and its processor, opened or new.
 
@@ -118,6 +134,7 @@ def build_model(
         args: which.
         sources: whose captions a new tokenizer learns from.
         training_args: of the run, which a resumed one continues with its own tokenizer.
+        is_dry_run: leave the output folder as it is.
     """
     if args.model is not None:
         size = {} if args.image_size is None else {"size": args.image_size, "crop_size": args.image_size}
@@ -126,7 +143,7 @@ def build_model(
         model: ClipHfModel = ClipHfModel.from_pretrained(args.model, **args.changes)  # type: ignore[assignment]
         return model, ClipHfProcessor(image_processor, tokenizer)
     context_length = args.build_config().text_config.max_position_embeddings
-    tokenizer = build_tokenizer(args, context_length, sources, training_args)
+    tokenizer = build_tokenizer(args, context_length, sources, training_args, is_dry_run)
     config = args.build_config(vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length)
     vision = config.vision_config
     image_processor = ClipHfImageProcessor(

@@ -17,19 +17,24 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.utils import logging
 
 from clip_hf.distributed import all_gather
 from clip_hf.training.checkpoints import (
     UNFINISHED,
     checkpoint_to_resume,
     discard_oldest,
+    is_resuming,
     publish,
     publish_files,
+    require_no_checkpoints,
     settle,
 )
 from clip_hf.training.engines import divides_parameters
 from clip_hf.training.interruption import EXIT_CODE, StopOnSigterm, outlasting_sigterm
 from clip_hf.training.training_args import ClipTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 DATA_STATE = "data_state_{rank}.json"
 SECONDS_FOR_THREADS = 0.2  # to let go of their last tensors, before Python ends
@@ -90,7 +95,7 @@ class ResumableTrainer(Trainer):
 
         Raises:
             ValueError: there is no such checkpoint, or it holds no more than weights, or DeepSpeed's state of another
-                number of processes.
+                number of processes; or a new run is to begin among the checkpoints of another.
             SystemExit: SIGTERM came; the state of training is saved, and the code is 143.
         """
         folder = Path(self.args.output_dir)
@@ -98,6 +103,10 @@ class ResumableTrainer(Trainer):
             settle(folder)
         self.accelerator.wait_for_everyone()
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, folder)
+        if checkpoint is None:
+            require_no_checkpoints(folder)
+            if is_resuming(resume_from_checkpoint):
+                logger.warning(f"There is no checkpoint in {folder} yet: the run begins anew")
         self.args.eval_on_start &= checkpoint is None  # a run that goes on has been evaluated at its start
         if checkpoint is not None and self.is_deepspeed_enabled:
             self._check_same_processes(Path(checkpoint))
