@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Prints what goes, sends it, and prints where it is."""
     args = parse_args()
-    formats = tuple(name.strip() for name in args.formats.split(","))
+    formats = tuple(name.strip() for name in args.formats.split(",") if name.strip())
     options = {name: getattr(args, name) for name in ("revision", "private", "tag", "create_pr", "replace_page")}
     try:
         destination = Destination(args.repo_id, **options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationDelete, HfApi
 from transformers.utils import logging
 
 from clip_hf import ClipHfProcessor
@@ -37,8 +37,8 @@ def secrets_and_files_are_safe(this_process_uses_hub, hub, checkpoint, caplog, c
     assert not any(hub.token.encode() in content for content in hub.contents())
 
 
-def push_folder(folder: Path, repo_id: str, with_code: bool = False, **options) -> Pushed:
-    with collected_files(folder, repo_id, with_code) as files:
+def push_folder(folder: Path, repo_id: str, with_code: bool = False, formats=("clip_hf",), **options) -> Pushed:
+    with collected_files(folder, repo_id, with_code, formats) as files:
         return push(plan_push(Destination(repo_id, **options), files))
 
 
@@ -331,6 +331,22 @@ def test_weights_that_would_be_loaded_instead_are_removed(hub, checkpoint, tmp_p
     weights = [name for name in hub.repository("tester/shards").resolve("main").files if name.startswith("model")]
     assert weights == [WEIGHTS]
     assert_complete(hub, checkpoint, "tester/shards", num_commits=3)
+
+
+def test_weights_of_other_formats_do_not_stay_behind(hub, checkpoint):
+    """They would be those of another model than the page's, for whoever opens that format."""
+    formats = ("clip_hf", "transformers", "open_clip")
+    push_folder(checkpoint, "tester/formats", formats=formats)
+    for fewer, left in {formats[:1]: "transformers and open_clip", formats[:2]: "open_clip"}.items():
+        with hub.recording() as exchanges:
+            message = refused(checkpoint, "tester/formats", f"also holds the weights of {left}, which", formats=fewer)
+        assert {exchange.method for exchange in exchanges} == {"GET"}
+    assert "--formats clip_hf,transformers,open_clip" in message and "open_clip_model.safetensors" in message
+    push_folder(checkpoint, "tester/formats", formats=formats, replace_page=True)
+    operations = [CommitOperationDelete("transformers/", is_folder=True)]
+    operations += [CommitOperationDelete("open_clip_model.safetensors")]
+    HfApi().create_commit("tester/formats", operations, commit_message="Leave one")
+    push_folder(checkpoint, "tester/formats")
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,11 @@ def test_a_dry_run_says_what_would_go_and_asks_only(hub, checkpoint, run_script,
     assert places == sorted(places)
 
 
+def test_formats_are_a_list_with_commas(checkpoint, run_script, this_process_uses_hub):
+    printed = run_script(checkpoint, "tester/listed", "--dry_run", "--formats", "clip_hf, transformers,")
+    assert "transformers/model.safetensors" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

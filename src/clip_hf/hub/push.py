@@ -6,9 +6,8 @@ commit whose answer was lost on the way is not made twice.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_session
@@ -20,7 +19,9 @@ from clip_hf.hub.failures import MOST_SILENT_SECONDS, PushError, checked_token, 
 from clip_hf.hub.files import PAGE, Content
 from clip_hf.model_card.page import is_by_hand
 
-STALE_WEIGHTS = re.compile(r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+_WEIGHTS = r"(pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?"
+# The paths in a repository where the readers of a format look for its weights.
+WEIGHTS = {"clip_hf": _WEIGHTS, "transformers": f"transformers/{_WEIGHTS}", "open_clip": f"open_clip_{_WEIGHTS}"}
 
 
 @dataclass(frozen=True)
@@ -161,6 +162,7 @@ def _compare(destination: Destination, files: Mapping[str, Content]) -> Plan:
             raise PushError(f"There is no {destination.repo_id} to propose a change to: push without create_pr")
         return Plan(destination, files, added=sorted(files))
     _refuse_public(destination, info)
+    _refuse_leftovers(destination, info, files)
     return _compare_with(info, destination, files)
 
 
@@ -179,15 +181,26 @@ def _refuse_public(destination: Destination, info: ModelInfo) -> None:
         )
 
 
+def _refuse_leftovers(destination: Destination, info: ModelInfo, files: Mapping[str, Content]) -> None:
+    """Raises PushError where weights of another format would stay: of another model, and not on the page any more."""
+    present = [sibling.rfilename for sibling in info.siblings or []]
+    sent = [name for name, pattern in WEIGHTS.items() if _matching(pattern, files)]
+    left = {
+        name: paths for name, pattern in WEIGHTS.items() if name not in sent and (paths := _matching(pattern, present))
+    }
+    if left:
+        raise PushError(
+            f"{destination.repo_id} also holds the weights of {' and '.join(left)}, which would stay as they are: "
+            f"push these formats, too (`--formats {','.join([*sent, *left])}`), or delete there "
+            f"{', '.join(path for paths in left.values() for path in paths)}"
+        )
+
+
 def _compare_with(info: ModelInfo, destination: Destination, files: Mapping[str, Content]) -> Plan:
     present = {sibling.rfilename: sibling for sibling in info.siblings or []}
-    folders = {PurePosixPath(path).parent for path in files if STALE_WEIGHTS.fullmatch(PurePosixPath(path).name)}
-    deleted = [
-        path
-        for path in map(PurePosixPath, present)
-        if str(path) not in files and path.parent in folders and STALE_WEIGHTS.fullmatch(path.name)
-    ]
-    plan = Plan(destination, files, deleted=[str(path) for path in deleted], head=info.sha)
+    replaced = [pattern for pattern in WEIGHTS.values() if _matching(pattern, files)]
+    deleted = [path for pattern in replaced for path in _matching(pattern, present) if path not in files]
+    plan = Plan(destination, files, deleted=deleted, head=info.sha)
     for path, content in files.items():
         if path not in present:
             plan.added.append(path)
@@ -198,6 +211,10 @@ def _compare_with(info: ModelInfo, destination: Destination, files: Mapping[str,
         else:
             plan.changed.append(path)
     return plan
+
+
+def _matching(pattern: str, paths: Iterable[str]) -> list[str]:
+    return [path for path in paths if re.fullmatch(pattern, path)]
 
 
 def _keeps_page(destination: Destination, page: Content, info: ModelInfo) -> bool:
