@@ -4,22 +4,19 @@ python scripts/embed.py --model outputs/demo/model --data photos --output_dir ou
 torchrun --nproc_per_node 8 scripts/embed.py --model me/my-clip --data captions.jsonl --modality text --output_dir out
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 import clip_hf  # noqa: F401  registers the model classes
 from clip_hf.data.inputs import Columns, fingerprint_inputs, load_inputs
 from clip_hf.distributed import rank, world_size
-from clip_hf.evaluation.embedding import Embedder, collect_broken, open_run, write_embeddings
+from clip_hf.evaluation.embedding import collect_broken, open_run, write_embeddings
 from clip_hf.evaluation.features import digest_parts
-from clip_hf.evaluation.setup import run
+from clip_hf.evaluation.setup import check_options, open_embedder, run
 
 
 @dataclass
@@ -44,30 +41,19 @@ class EmbedArguments:
     device: str | None = field(default=None, metadata={"help": "Such as cpu or cuda:1; by default a GPU if there is."})
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a number that is too small."""
-        for name, least in {"limit": 1, "batch_size": 1, "num_workers": 0, "shard_size": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}, but must be at least {least}")
+        """Raises ValueError for a number that is too small, or a device that cannot be used."""
+        check_options(self)
 
 
 def main(args: EmbedArguments) -> None:
     """Embeds, then lists what could not be read."""
-    device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     columns = Columns(args.image_column, args.text_column, args.id_column)
     modalities = ("image", "text") if args.modality == "both" else (args.modality,)
     inputs = {modality: load_inputs(args.data, modality, columns, args.split) for modality in modalities}
     inputs = {modality: rows[: args.limit] if args.limit else rows for modality, rows in inputs.items()}
-    model = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(device)
+    embedder = open_embedder(args, modalities)
     progress = tqdm(total=-(-sum(map(len, inputs.values())) // world_size()), disable=rank() != 0, desc="Embedding")
-    embedder = Embedder(
-        model,
-        AutoImageProcessor.from_pretrained(args.model) if "image" in inputs else None,
-        AutoTokenizer.from_pretrained(args.model) if "text" in inputs else None,
-        args.batch_size,
-        args.num_workers,
-        progress.update,
-    )
+    embedder.advance = progress.update
     description = digest_parts(embedder) | {"dtype": args.dtype, "data": args.data, "shard_size": args.shard_size}
     description |= {"split": args.split, **columns._asdict()}
     description |= {f"num_{modality}s": len(rows) for modality, rows in inputs.items()}
