@@ -29,6 +29,7 @@ from clip_hf.model.zero_shot_clip_hf import image_feature_options, text_feature_
 Modality = Literal["image", "text"]
 DESCRIPTION_FILE = "embedding.json"
 BROKEN_FILE = "broken.jsonl"
+FILES = ("image-*.parquet", "text-*.parquet", "*.broken")
 
 
 class Input(Protocol):
@@ -172,18 +173,26 @@ def open_run(output_dir: Path, description: dict[str, Any]) -> None:
         description: everything that the embeddings depend on.
 
     Raises:
-        ValueError: the folder holds embeddings of another run; the message says what differs.
+        ValueError: the folder holds embeddings of another run, the message says what differs; or files that would be
+            taken for this run's, and no word of what they were made of.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     file = output_dir / DESCRIPTION_FILE
+    # Looked for first: whichever process writes one has seen to the description before.
+    found_files = sorted(one.name for pattern in FILES for one in output_dir.glob(pattern))
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
         names = sorted(name for name in description | found if description.get(name) != found.get(name))
         if names:
             differences = "; ".join(f"{name}: {found.get(name)!r}, now {description.get(name)!r}" for name in names)
             raise ValueError(f"{output_dir} holds embeddings of another run ({differences}): choose another folder")
-    elif rank() == 0:
-        _write_text(file, json.dumps(description, indent=2) + "\n")
+    elif found_files:
+        raise ValueError(
+            f"{output_dir} holds {found_files[0]}, but no {DESCRIPTION_FILE} that says what it was made of: choose "
+            "another folder"
+        )
+    else:
+        write_text(file, json.dumps(description, indent=2) + "\n")
 
 
 def write_embeddings(
@@ -210,7 +219,7 @@ def write_embeddings(
         else:
             ids, embeds, broken = _embed_whole_texts(embedder, [inputs[place] for place in places])
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in broken)
-        _write_text(files[shard].with_suffix(".broken"), lines)  # first: a table that is there is complete
+        write_text(files[shard].with_suffix(".broken"), lines)  # first: a table that is there is complete
         _write_table(files[shard], ids, embeds)
 
 
@@ -227,8 +236,8 @@ def _embed_whole_texts(embedder: Embedder, rows: list[Input]) -> tuple[list[str]
 def collect_broken(output_dir: Path) -> list[dict[str, str]]:
     """Returns id and reason of all that could not be read, and writes them to broken.jsonl."""
     files = sorted(output_dir.glob("*.broken"))
-    lines = [line for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    _write_text(output_dir / BROKEN_FILE, "".join(f"{line}\n" for line in lines))
+    lines = [line for file in files for line in file.read_text(encoding="utf-8").split("\n") if line]
+    write_text(output_dir / BROKEN_FILE, "".join(f"{line}\n" for line in lines))
     return [json.loads(line) for line in lines]
 
 
@@ -238,17 +247,23 @@ def read_embeddings(output_dir: Path, modality: Modality) -> Iterator[pyarrow.Ta
         yield pyarrow.parquet.read_table(file)
 
 
-def _write_table(file: Path, ids: list[str], embeds: Tensor) -> None:
-    values = pyarrow.array(embeds.numpy().ravel(), type=pyarrow.float32())
-    embedding = pyarrow.FixedSizeListArray.from_arrays(values, embeds.shape[1])
-    partial_file = file.with_suffix(f".partial-{os.getpid()}")
-    pyarrow.parquet.write_table(
-        pyarrow.table({"id": pyarrow.array(ids, pyarrow.string()), "embedding": embedding}), partial_file
-    )
+def write_text(file: Path, text: str) -> None:
+    """Writes a text file as a whole or not at all.
+
+    Args:
+        file: to be replaced if it is there.
+        text: its content. JSON that holds names of files which are no UTF-8 is still JSON in the file: there, too, a
+            backslash escapes what cannot be written.
+    """
+    partial_file = file.with_suffix(f".partial-{rank()}-{os.getpid()}")
+    partial_file.write_text(text, encoding="utf-8", errors="backslashreplace")
     partial_file.replace(file)
 
 
-def _write_text(file: Path, text: str) -> None:
+def _write_table(file: Path, ids: list[str], embeds: Tensor) -> None:
+    values = pyarrow.array(embeds.numpy().ravel(), type=pyarrow.float32())
+    embedding = pyarrow.FixedSizeListArray.from_arrays(values, embeds.shape[1])
+    names = pyarrow.array([id_.encode(errors="backslashreplace") for id_ in ids], pyarrow.string())
     partial_file = file.with_suffix(f".partial-{os.getpid()}")
-    partial_file.write_text(text, encoding="utf-8")
+    pyarrow.parquet.write_table(pyarrow.table({"id": names, "embedding": embedding}), partial_file)
     partial_file.replace(file)

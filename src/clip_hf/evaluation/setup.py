@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,12 +18,22 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, HfArgumen
 
 from clip_hf.distributed import rank
 from clip_hf.evaluation.class_names import Classes, ClassNames
-from clip_hf.evaluation.embedding import Embedder
+from clip_hf.evaluation.embedding import Embedder, Modality, write_text
 from clip_hf.evaluation.features import FeatureCache, ImageFeatures, Samples
 from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor
 from clip_hf.model_card.evaluations import FOLDER, digest_weights
 
-LEAST = {"limit": 1, "batch_size": 1, "num_workers": 0, "num_queries": 1, "num_draws": 1}
+LEAST = {"limit": 1, "batch_size": 1, "num_workers": 0, "shard_size": 1, "num_queries": 1, "num_draws": 1}
+
+
+class EmbedderArguments(Protocol):
+    """The options of every script that embeds: those of `EvaluationArguments`."""
+
+    model: str
+    batch_size: int
+    num_workers: int
+    dtype: Literal["float32", "bfloat16", "float16"]
+    device: str | None
 
 
 @dataclass
@@ -58,16 +68,21 @@ class EvaluationArguments:
                 f"output_dir is {self.output_dir}, a model's folder, where results.json is of its training: write to "
                 f"{self.output_dir / FOLDER / 'NAME'}, and the figures are on the model's page, too"
             )
-        for name, least in LEAST.items():
-            value = vars(self).get(name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}, but must be at least {least}")
-        if self.device is not None:
-            try:
-                torch.empty(0, device=self.device)
-            except (RuntimeError, AssertionError) as error:  # CUDA's own are several lines
-                reason = str(error).partition("\n")[0]
-                raise ValueError(f"device is {self.device}, which cannot be used: {reason}") from error
+        check_options(self)
+
+
+def check_options(args: EmbedderArguments) -> None:
+    """Raises ValueError for a number that is too small, or a device that cannot be used."""
+    for name, least in LEAST.items():
+        value = vars(args).get(name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} is {value}, but must be at least {least}")
+    if args.device is not None:
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError) as error:  # CUDA's own are several lines
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"device is {args.device}, which cannot be used: {reason}") from error
 
 
 class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
@@ -77,7 +92,7 @@ class _HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter)
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def run(main: Callable[[Any], None], arguments: type[EvaluationArguments], description: str | None) -> None:
+def run(main: Callable[[Any], None], arguments: type[EmbedderArguments], description: str | None) -> None:
     """Calls a script's main with its arguments, together with the processes that a launcher started beside this one.
 
     Args:
@@ -88,6 +103,7 @@ def run(main: Callable[[Any], None], arguments: type[EvaluationArguments], descr
     Raises:
         SystemExit: there was a ValueError or OSError; its message is all that is shown.
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names of files may be no UTF-8
     parser = HfArgumentParser(arguments, description=description, formatter_class=_HelpFormatter)
     try:
         args = parser.parse_args_into_dataclasses()
@@ -108,30 +124,42 @@ def open_features(args: EvaluationArguments) -> FeatureCache:
         args: of the script.
 
     Raises:
+        ValueError: as `open_embedder`.
+    """
+    return FeatureCache(open_embedder(args), args.cache_dir)
+
+
+def open_embedder(args: EmbedderArguments, modalities: Sequence[Modality] = ("image", "text")) -> Embedder:
+    """Returns the model, loaded onto this process's device, with what prepares its inputs.
+
+    Args:
+        args: of the script.
+        modalities: what is to be embedded; what prepares the other inputs is not opened.
+
+    Raises:
         ValueError: the checkpoint does not open, has no image and text tower, or its tokenizer is another model's.
     """
     device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu")
     try:
         model: PreTrainedModel = AutoModel.from_pretrained(args.model, dtype=getattr(torch, args.dtype))
-        image_processor = AutoImageProcessor.from_pretrained(args.model)
+        image_processor = AutoImageProcessor.from_pretrained(args.model) if "image" in modalities else None
         if type(image_processor).__name__.startswith("CLIPImageProcessor"):
-            # transformers crops some sizes a pixel beside where OpenAI does: a model would score another figure here
-            # than its copy in transformers' layout.
+            # transformers crops some sizes a pixel beside where OpenAI does: a model would have other features here
+            # than its copy in our layout.
             image_processor = ClipHfImageProcessor.from_pretrained(args.model)
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        tokenizer = AutoTokenizer.from_pretrained(args.model) if "text" in modalities else None
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise ValueError(f"model is {args.model}, which does not open: {error}") from error
     if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
         raise ValueError(f"model is {args.model}, a {type(model).__name__}, but must embed images and texts, as CLIP")
     vocab_size = model.config.get_text_config().vocab_size
     # Some vocabularies are rounded up. Without files of a tokenizer, transformers returns an empty one.
-    if not vocab_size / 2 < len(tokenizer) <= vocab_size:
+    if tokenizer is not None and not vocab_size / 2 < len(tokenizer) <= vocab_size:
         raise ValueError(
             f"model is {args.model}, whose tokenizer has {len(tokenizer):,} tokens, but the text tower "
             f"{vocab_size:,}: save the tokenizer it was trained with beside its weights"
         )
-    embedder = Embedder(model.to(device), image_processor, tokenizer, args.batch_size, args.num_workers)
-    return FeatureCache(embedder, args.cache_dir)
+    return Embedder(model.to(device), image_processor, tokenizer, args.batch_size, args.num_workers)
 
 
 class EvenlySpread:
@@ -198,7 +226,7 @@ def write_results(
         "versions": cache.model_facts["versions"],
     }
     text = json.dumps(facts | results | count_images(images), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    (args.output_dir / "results.json").write_text(text, encoding="utf-8")
+    write_text(args.output_dir / "results.json", text)
 
 
 def count_images(images: ImageFeatures) -> dict[str, Any]:
