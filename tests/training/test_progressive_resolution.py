@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers import TrainerState
 
 from clip_hf.losses import clip_loss
+from clip_hf.training.progressive_resolution import ProgressiveResolution
 from tests.tiny_models import TOWERS, tiny_model
 from tests.tiny_pairs import TinyPairs, collate
 from tests.training.test_trainer import make_trainer
@@ -35,6 +37,26 @@ def test_images_grow_and_a_resumed_run_sees_the_same(tower, expected, tmp_path):
     assert sizes == expected[2:]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16])
+def test_images_made_smaller_some_at_a_time_are_those_made_smaller_at_once(dtype, tmp_path, monkeypatch):
+    args = make_trainer(tmp_path, smaller_image_sizes=[16], grad_cache_chunk_size=3).args
+    pixels = torch.randint(0, 256, (8, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = torch.nn.functional.interpolate(pixels.float(), 16, mode="bilinear", antialias=True)
+    numbers = []
+
+    def interpolate(images, *args, **options):
+        numbers.append(len(images))
+        return resize(images, *args, **options)
+
+    resize = torch.nn.functional.interpolate
+    monkeypatch.setattr(torch.nn.functional, "interpolate", interpolate)
+    resolution = ProgressiveResolution()
+    resolution.on_step_begin(args, TrainerState(max_steps=4), None)
+    found = resolution.resized({"pixel_values": pixels})["pixel_values"]
+    assert torch.equal(found, (expected.round() if dtype == torch.uint8 else expected).to(dtype))
+    assert numbers == [3, 3, 2]
 
 
 @pytest.mark.parametrize("chunk_size", [None, 4])

@@ -5,8 +5,42 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+from transformers.utils import logging
 
+from tests.tiny_models import tiny_model
+from tests.tiny_pairs import TinyPairs
 from tests.training.test_trainer import make_trainer
+
+
+def test_the_figures_are_those_of_the_best_checkpoint_that_was_saved(tmp_path):
+    """Evaluated at 1 to 4, saved at 2 and 4: the best of all, step 3, is in no checkpoint."""
+    values = {1: 0.1, 2: 0.5, 3: 0.9, 4: 0.4}
+    options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    options |= {"load_best_model_at_end": True, "metric_for_best_model": "value"}
+    trainer = make_trainer(tmp_path, eval_pairs=TinyPairs(tiny_model("vit").config, 8), **options)
+    trainer.compute_metrics = lambda prediction: {"loss": 1.0, "value": values[trainer.state.global_step]}
+    trainer.train()
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["best"]["checkpoint"] == str(tmp_path / "checkpoint-2") and results["best"]["value"] == 0.5
+    assert (results["evaluation"]["step"], results["evaluation"]["eval_value"]) == (2, 0.5)
+
+
+@pytest.mark.parametrize("broken", ["plot_curves", "collect_results"])
+def test_a_report_that_fails_does_not_lose_the_model(broken, tmp_path, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("out of ink")
+
+    monkeypatch.setattr(f"clip_hf.training.results.{broken}", fail)
+    logging.enable_propagation()
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.train()
+    trainer.save_model()
+    logging.disable_propagation()
+    there = {"results.json": broken != "collect_results", "curves.png": broken != "plot_curves"}
+    for name, is_there in there.items():
+        assert (tmp_path / name).exists() == is_there
+        assert (f"{name} is not" in caplog.text) != is_there
+    assert "out of ink" in caplog.text and (tmp_path / "model.safetensors").exists()
 
 
 @dataclass

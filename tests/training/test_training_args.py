@@ -102,6 +102,12 @@ def test_checkpoints_are_compared_by_recall(tmp_path):
     assert (args.metric_for_best_model, args.greater_is_better) == ("zero_shot_accuracy", True)
 
 
+def test_the_best_rank_is_the_least(tmp_path):
+    for metric in ("text_retrieval_median_rank", "eval_image_retrieval_mean_rank"):
+        assert make(tmp_path, metric_for_best_model=metric).greater_is_better is False
+        assert make(tmp_path, metric_for_best_model=metric, greater_is_better=True).greater_is_better is True
+
+
 def test_texts_have_the_chunks_of_images_unless_told(tmp_path):
     assert make(tmp_path, grad_cache_chunk_size=8).chunk_sizes == (8, 8)
     assert make(tmp_path, grad_cache_chunk_size=8, grad_cache_text_chunk_size=32).chunk_sizes == (8, 32)
@@ -134,6 +140,7 @@ def test_texts_have_the_chunks_of_images_unless_told(tmp_path):
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"metric_for_best_model": "eval_loss"}, "metric_for_best_model is eval_loss"),
         ({"metric_for_best_model": "loss"}, "depends on the batch"),
+        ({"metric_for_best_model": "zero_shot_num_broken"}, "a count that says nothing"),
         ({"deepspeed": {"zero_optimization": {"stage": 2}}}, "launcher"),
         ({"deepspeed": "zero2.json"}, "deepspeed is 'zero2.json', but there is no such file: scripts/deepspeed"),
     ],

@@ -13,12 +13,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from clip_hf.training.training_args import ClipTrainingArguments
 
+NUM_AT_A_TIME = 256  # images made smaller, where there are no chunks
+
 
 class ProgressiveResolution(TrainerCallback):
     """Tells, step by step, at which size images are seen."""
 
     def __init__(self) -> None:
         self._size: int | None = None
+        self._num_at_a_time = NUM_AT_A_TIME
 
     def on_step_begin(
         self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
@@ -27,6 +30,7 @@ class ProgressiveResolution(TrainerCallback):
         sizes = args.smaller_image_sizes or []
         index = int(state.global_step * len(sizes) / ((1 - args.full_size_share) * state.max_steps))
         self._size = sizes[index] if index < len(sizes) else None
+        self._num_at_a_time = args.grad_cache_chunk_size or NUM_AT_A_TIME
 
     def on_train_end(
         self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
@@ -43,7 +47,9 @@ class ProgressiveResolution(TrainerCallback):
         if self._size is None:
             return inputs
         pixels = inputs["pixel_values"]
-        smaller = nn.functional.interpolate(pixels.float(), self._size, mode="bilinear", antialias=True)
-        if not pixels.is_floating_point():
-            smaller = smaller.round()
-        return inputs | {"pixel_values": smaller.to(pixels.dtype), "interpolate_pos_encoding": True}
+        smaller = pixels.new_empty(*pixels.shape[:2], self._size, self._size)
+        # A batch of which the towers hold a chunk would not fit as floating-point numbers.
+        for some, resized in zip(pixels.split(self._num_at_a_time), smaller.split(self._num_at_a_time), strict=True):
+            values = nn.functional.interpolate(some.float(), self._size, mode="bilinear", antialias=True)
+            resized.copy_(values if pixels.is_floating_point() else values.round())
+        return inputs | {"pixel_values": smaller, "interpolate_pos_encoding": True}

@@ -47,7 +47,7 @@ class ResultsCallback(TrainerCallback):
     def on_train_end(
         self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
-        """Writes both files, on the one process that writes."""
+        """Writes both files, on the one process that writes; the weights are not saved yet, and no failure ends it."""
         loader = objects["train_dataloader"]
         data = _count_samples(loader, args.device)  # of all processes
         if not state.is_world_process_zero:
@@ -56,15 +56,22 @@ class ResultsCallback(TrainerCallback):
             if counts["broken"]:
                 logger.warning(f"{name}: {counts['broken']:,} of {counts['read']:,} samples were broken")
         folder = Path(args.output_dir)
-        results = collect_results(args, state, objects["model"], loader.dataset) | {"data": data} | self.facts
-        text = json.dumps(results, indent=2) + "\n"
-        if args.hub_token:  # however the command spells its option
-            text = text.replace(args.hub_token, "***")
-        (folder / "results.json").write_text(text, encoding="utf-8")
+        try:
+            results = collect_results(args, state, objects["model"], loader.dataset) | {"data": data} | self.facts
+            text = json.dumps(results, indent=2) + "\n"
+            if args.hub_token:  # however the command spells its option
+                text = text.replace(args.hub_token, "***")
+            unfinished = folder / "results.json.unfinished"
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(folder / "results.json")
+        except Exception as error:
+            logger.warning(f"results.json is not written: {error!r}")
         try:
             plot_curves(state.log_history, folder / "curves.png")
         except ImportError:
             logger.warning("curves.png is not drawn, since matplotlib is missing: `pip install matplotlib`")
+        except Exception as error:
+            logger.warning(f"curves.png is not drawn: {error!r}")
 
 
 def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any, dataset: Any) -> dict[str, Any]:
@@ -79,6 +86,8 @@ def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any
     batch_size = args.train_batch_size * args.world_size
     evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
     totals = [entry for entry in state.log_history if "train_runtime" in entry]
+    of_best = [entry for entry in evaluations if entry["step"] == _step_of_best_checkpoint(state)]
+    metric = args.metric_for_best_model
     return {
         "model": model.config.to_dict(),
         "base_model": base_model_of(model.config.name_or_path),
@@ -94,10 +103,11 @@ def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any
             "device": args.device.type,
             **(totals[-1] if totals else {}),
         },
-        "evaluation": _evaluation_of_saved_weights(args, state, evaluations),
+        # Of the weights that are saved.
+        "evaluation": next(reversed(of_best if args.load_best_model_at_end and of_best else evaluations), None),
         "best": {
-            "metric": args.metric_for_best_model,
-            "value": state.best_metric,
+            "metric": metric,
+            "value": of_best[-1].get(f"eval_{str(metric).removeprefix('eval_')}") if of_best else state.best_metric,
             "checkpoint": state.best_model_checkpoint,
         },
         "arguments": args.to_dict(),
@@ -118,12 +128,11 @@ def _count_samples(loader: Any, device: torch.device) -> dict[str, dict[str, int
     }
 
 
-def _evaluation_of_saved_weights(
-    args: ClipTrainingArguments, state: TrainerState, evaluations: list[dict[str, Any]]
-) -> dict[str, Any] | None:
-    if args.load_best_model_at_end and state.best_model_checkpoint is not None:
-        evaluations = [entry for entry in evaluations if entry["step"] == state.best_global_step]
-    return evaluations[-1] if evaluations else None
+def _step_of_best_checkpoint(state: TrainerState) -> int | None:
+    # `best_global_step` and `best_metric` are of the best evaluation, saved or not.
+    if state.best_model_checkpoint is None:
+        return None
+    return int(Path(state.best_model_checkpoint).name.rpartition("-")[2])
 
 
 def _installed_version(package: str) -> str | None:

@@ -269,9 +269,17 @@ class ClipTrainingArguments(TrainingArguments):
     def _choose_metric(self) -> None:
         if self.metric_for_best_model is None and self._compares_checkpoints():
             self.metric_for_best_model = DEFAULT_METRIC
-        if self.metric_for_best_model is not None and self.metric_for_best_model.endswith("loss"):
+        metric = self.metric_for_best_model or ""
+        if metric.endswith("_rank") and self.greater_is_better is None:
+            self.greater_is_better = False
+        if metric.endswith("num_broken"):
             raise ValueError(
-                f"metric_for_best_model is {self.metric_for_best_model}, but a contrastive loss depends on the batch "
+                f"metric_for_best_model is {metric}, a count that says nothing of a model: name a metric such as "
+                f"{DEFAULT_METRIC} or zero_shot_top_1_accuracy"
+            )
+        if metric.endswith("loss"):
+            raise ValueError(
+                f"metric_for_best_model is {metric}, but a contrastive loss depends on the batch "
                 f"and says little of a model: name a metric such as {DEFAULT_METRIC}, text_retrieval_recall@1, or "
                 "zero_shot_top_1_accuracy"
             )
