@@ -24,10 +24,11 @@ def test_results_replace_others_as_a_whole_or_not_at_all(tmp_path):
     with open(photos / "metadata.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"file_name": name, "captions": ["a"], "label_name": "red"}) + "\n")
     images = cache.embed_images(open_photos(photos))
-    args = EvaluationArguments(str(tmp_path / "model"), str(photos), tmp_path)
+    args = EvaluationArguments(str(tmp_path / "model"), "https://me:secret@host/photos.csv?sig=secret", tmp_path)
     write_results(args, "any", cache, images, {"share": 0.5})
     found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert (found["share"], found["num_images"], found["broken"][-1]["id"]) == (0.5, 12, name)
+    assert found["arguments"]["data"] == "https://host/photos.csv"
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_results(args, "any", cache, images, {"share": float("nan")})
     assert json.loads((tmp_path / "results.json").read_text(encoding="utf-8")) == found

@@ -171,18 +171,18 @@ def test_formats_that_are_none(folder):
         names_of(folder, formats=("open_clip",))
 
 
-@pytest.mark.parametrize("name", ["results.json", "card.json", "README.md"])
-def test_a_token_stays_here(folder, name):
-    token = "hf_" + "aB3" * 11
+@pytest.mark.parametrize("secret", ["hf_" + "aB3" * 11, "https://me:aB3@host/a", "s3://a/b.tar?X-Amz-Signature=aB3"])
+@pytest.mark.parametrize("name", ["results.json", "card.json", "README.md", "LICENSE", "LICENSE.rst"])
+def test_secrets_stay_here(folder, name, secret):
     texts = {
-        "results.json": json.dumps(RESULTS | {"hub_token": token}),
-        "card.json": json.dumps({"summary": f"made with {token}"}),
-        "README.md": f"---\nlicense: mit\n---\n{token}",
+        "results.json": json.dumps(RESULTS | {"command": secret}),
+        "card.json": json.dumps({"summary": f"made with {secret}"}),
+        "README.md": f"---\nlicense: mit\n---\n{secret}",
     }
-    (folder / name).write_text(texts[name])
-    with pytest.raises(ValueError, match="looks like a token") as error:
+    (folder / name).write_text(texts.get(name, secret))
+    with pytest.raises(ValueError, match=f"({name}|README.md) holds what looks like an? .*: remove it") as error:
         names_of(folder)
-    assert token not in str(error.value)
+    assert "aB3" not in str(error.value)
 
 
 RESULTS = {

@@ -46,6 +46,7 @@ def test_a_report_that_fails_does_not_lose_the_model(broken, tmp_path, monkeypat
 @dataclass
 class Options:
     vocab_size: int
+    train_data: tuple[str, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -60,5 +61,20 @@ def test_the_command_and_its_options_are_written_but_no_token(token, tmp_path, m
     results = json.loads(written)
     assert results["command"].startswith("scripts/train.py 'a recipe.yaml' --hub")
     assert results["command"].endswith("*** --bf16") and "SECRET" not in written
-    assert results["model_arguments"] == {"vocab_size": 602}
+    assert results["model_arguments"]["vocab_size"] == 602
     assert results["training"]["steps"] == results["training"]["max_steps"] == 1
+
+
+def test_places_of_data_are_written_but_nothing_that_opens_them(tmp_path, monkeypatch):
+    url, signed = "https://me:SECRET@host/a.csv", "s3://bucket/b.tar?X-Amz-Signature=SECRET'S"
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--train_data", url, signed])
+    trainer = make_trainer(tmp_path, max_steps=1)
+    trainer.results.add_options(data_arguments=Options(602, (url, signed)))
+    trainer.results.facts["data"] = {url: {"read": 8, "broken": 0}}
+    trainer.train()
+    written = (tmp_path / "results.json").read_text()
+    results, places = json.loads(written), ["https://host/a.csv", "s3://bucket/b.tar"]
+    assert "SECRET" not in written
+    assert results["command"] == f"scripts/train.py --train_data {' '.join(places)}"
+    assert results["data_arguments"]["train_data"] == places
+    assert results["data"] == {places[0]: {"read": 8, "broken": 0}}

@@ -21,6 +21,7 @@ from clip_hf.evaluation.class_names import Classes, ClassNames
 from clip_hf.evaluation.embedding import Embedder, Modality, write_text
 from clip_hf.evaluation.features import FeatureCache, ImageFeatures, Samples
 from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor
+from clip_hf.model_card.credentials import without_credentials
 from clip_hf.model_card.evaluations import FOLDER, digest_weights
 
 LEAST = {"limit": 1, "batch_size": 1, "num_workers": 0, "shard_size": 1, "num_queries": 1, "num_draws": 1}
@@ -225,7 +226,8 @@ def write_results(
         "weights": cache.model_facts["weights"],
         "versions": cache.model_facts["versions"],
     }
-    text = json.dumps(facts | results | count_images(images), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    written = without_credentials(facts | results | count_images(images))
+    text = json.dumps(written, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(args.output_dir / "results.json", text)
 
 

@@ -1,7 +1,6 @@
 """What of a model's folder goes to the Hub: weights, processor, results, page and, if wanted, code."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from clip_hf.conversion.writing import write_checkpoint
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.open_clip_checkpoint_clip_hf import OPEN_CLIP_CONFIG_FILE
 from clip_hf.model.processing_clip_hf import ClipHfProcessor
+from clip_hf.model_card.credentials import find_secret
 from clip_hf.model_card.json_files import read_json
 from clip_hf.model_card.page import page_of_folder
 
@@ -36,7 +36,8 @@ CODE = "*_clip_hf*.py"
 # The keys of a configuration that name code, and the files that have them.
 CODE_KEYS = ("auto_map", "custom_pipelines")
 CONFIGURATIONS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
-TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
+# Of files that hold no text, in which a secret could be.
+NO_TEXT = (".safetensors", ".png")
 
 # A file as it lies in the folder, or what is made of it.
 Content = Path | bytes
@@ -62,7 +63,8 @@ def collected_files(
         facts: for the page, of `ModelCardFacts`; card.json may replace them.
 
     Raises:
-        ValueError: the folder is not a whole model of ours, a format is unknown, or a file holds a token.
+        ValueError: the folder is not a whole model of ours, a format is unknown, or a file holds a token,
+            a password or a signature.
     """
     if unknown := sorted(set(formats) - set(FORMATS)):
         raise ValueError(f"unknown formats {unknown}; the known ones are {', '.join(FORMATS)}")
@@ -84,7 +86,7 @@ def collected_files(
     with TemporaryDirectory() as converted:
         for name in others:
             files |= _converted(folder, Path(converted) / name, name, repo_id)
-        _check_tokens(files)
+        _check_secrets(files)
         yield files
 
 
@@ -165,8 +167,8 @@ def _converted(folder: Path, target: Path, layout: Layout, repo_id: str) -> dict
     return files
 
 
-def _check_tokens(files: Mapping[str, Content]) -> None:
+def _check_secrets(files: Mapping[str, Content]) -> None:
     for name, content in files.items():
-        if name.endswith((".json", ".md", ".txt", ".py")):
-            if TOKEN.search(content if isinstance(content, bytes) else content.read_bytes()):
-                raise ValueError(f"{name} holds what looks like a token of the Hub: remove it, and renew the token")
+        if not name.endswith(NO_TEXT):
+            if what := find_secret(content if isinstance(content, bytes) else content.read_bytes()):
+                raise ValueError(f"{name} holds what looks like {what}: remove it, and renew what it lets in")

@@ -14,6 +14,7 @@ from transformers.trainer_pt_utils import get_model_param_count
 from transformers.utils import logging
 
 from clip_hf.distributed import all_gather
+from clip_hf.model_card.credentials import without_credentials
 from clip_hf.model_card.origins import base_model_of
 from clip_hf.training.curves import plot_curves
 from clip_hf.training.training_args import ClipTrainingArguments
@@ -41,7 +42,7 @@ class ResultsCallback(TrainerCallback):
         Args:
             options: dataclasses, by the name that they are to have in results.json.
         """
-        self.facts |= {"command": shlex.join(sys.argv)}
+        self.facts |= {"command": shlex.join(without_credentials(sys.argv))}  # before quotes get into addresses
         self.facts |= {name: asdict(values) for name, values in options.items()}
 
     def on_train_end(
@@ -58,7 +59,7 @@ class ResultsCallback(TrainerCallback):
         folder = Path(args.output_dir)
         try:
             results = collect_results(args, state, objects["model"], loader.dataset) | {"data": data} | self.facts
-            text = json.dumps(results, indent=2) + "\n"
+            text = json.dumps(without_credentials(results), indent=2) + "\n"
             if args.hub_token:  # however the command spells its option
                 text = text.replace(args.hub_token, "***")
             unfinished = folder / "results.json.unfinished"

@@ -1,0 +1,38 @@
+"""What must not be published: passwords and signatures in addresses, and tokens of the Hub."""
+
+import re
+from typing import Any
+
+# Around the place in an address: who asks for it, and what is asked of it. A `?` of a pattern of names has no word
+# behind it, as a rule.
+_USER = re.compile(r"(?<=://)[^\s/?#]*@")
+_QUERY = re.compile(r"(://[^\s?]*)\?\w\S*")
+_SECRETS = {
+    "a token of the Hub": re.compile(rb"\bhf_[A-Za-z0-9]{20,}"),
+    "an address with a name or password": re.compile(rb"://(?!git@)[^\s/?#\"'<>]+@"),
+    "a signed address": re.compile(rb"[?&](X-Amz-|X-Goog-|sig=|token=)", re.IGNORECASE),
+}
+
+
+def without_credentials(content: Any) -> Any:
+    """Returns what JSON can hold, with addresses that say no more than a place: without user, password and query.
+
+    Args:
+        content: a text, or lists and dictionaries of texts and other things.
+    """
+    if isinstance(content, str):
+        return _QUERY.sub(r"\1", _USER.sub("", content))
+    if isinstance(content, list | tuple):
+        return [without_credentials(item) for item in content]
+    if isinstance(content, dict):
+        return {without_credentials(name): without_credentials(value) for name, value in content.items()}
+    return content
+
+
+def find_secret(content: bytes) -> str | None:
+    """Returns what kind of secret the content of a file seems to hold, None if none.
+
+    Args:
+        content: of a file of text.
+    """
+    return next((name for name, pattern in _SECRETS.items() if pattern.search(content)), None)
