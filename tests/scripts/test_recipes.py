@@ -87,6 +87,10 @@ def test_recipe_is_the_papers(architecture, train_script):
     assert args.gradient_accumulation_steps == 1 and 32_768 % args.grad_cache_chunk_size == 0
     num_steps = args.num_train_epochs * (NUM_PAIRS // 32_768)
     assert args.get_warmup_steps(num_steps) == 2000
+    assert args.save_total_limit == 2, "a run of the largest would else keep terabytes"
+    eight = Hardware(8, 400e12, 0.4, 25e9)
+    planned = plan(read_training(file_of(architecture), 8, 16, architecture), eight, "zero1")
+    assert args.save_steps * 32_768 / planned.pairs_per_second < 2 * 60 * 60
 
 
 def test_the_schedule_rises_to_the_peak_and_ends_at_zero(train_script):
