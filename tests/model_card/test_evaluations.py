@@ -13,7 +13,7 @@ from tests.tiny_models import tiny_model
 RESULTS = {
     "clothing": {
         "task": "zero-shot-image-classification",
-        "arguments": {"data": "data/clothing:test", "limit": None},
+        "arguments": {"data": "me/clothing:test", "limit": None},
         "metrics": {"top_1_accuracy": 0.51234, "top_5_accuracy": 0.9, "expected_calibration_error": 0.1},
     },
     "flickr": {
@@ -29,14 +29,18 @@ RESULTS = {
 }
 
 
+def write_results(folder, name, results):
+    file = folder / "evaluations" / name / "results.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(results | {"weights_digest": digest_weights(folder)}), encoding="utf-8")
+
+
 @pytest.fixture
 def folder(tmp_path):
     model = tiny_model("vit")
     model.save_pretrained(tmp_path)
     for name, results in RESULTS.items():
-        file = tmp_path / "evaluations" / name / "results.json"
-        file.parent.mkdir(parents=True)
-        file.write_text(json.dumps(results | {"weights_digest": digest_weights(tmp_path)}), encoding="utf-8")
+        write_results(tmp_path, name, results)
     return tmp_path
 
 
@@ -47,18 +51,54 @@ def test_they_are_tables_and_metadata_of_the_page(folder):
         for one in ModelCard(page).data.eval_results
     }
     assert found == {
-        ("zero-shot-image-classification", "clothing", "test", "top-1"): 0.5123,
-        ("zero-shot-image-classification", "clothing", "test", "top-5"): 0.9,
+        ("zero-shot-image-classification", "me/clothing", "test", "top-1"): 0.5123,
+        ("zero-shot-image-classification", "me/clothing", "test", "top-5"): 0.9,
         ("image-text-retrieval", "flickr8k, 1,000 images", "validation", "text R@1"): 0.25,
         ("image-text-retrieval", "flickr8k, 1,000 images", "validation", "image R@5"): 0.5,
         ("image-classification", "cifar10", None, "top-1"): 0.75,
     }
     for line in (
-        "| clothing, test | 51.2% | 90.0% |",
+        "| me/clothing, test | 51.2% | 90.0% |",
         "| flickr8k, 1,000 images, validation | 25.0% | 50.0% |",
         "Linear probe",
     ):
         assert line in page, line
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "config", "split"),
+    [
+        ("me/pairs:train[:50%]", "me/pairs", None, "train[:50%]"),
+        ("me/pairs:en:train", "me/pairs, en", "en", "train"),
+        ("pairs:validation", "pairs", None, "validation"),
+        ("photos/all:old/test", "all:old", None, "test"),
+        ("/data/photos.csv", "photos.csv", None, None),
+        ("~/photos/", "photos", None, None),
+        (".", "model", None, None),
+        ("../model/test", "model", None, "test"),
+        ("/", "/", None, None),
+        ("s3://bucket/{00..99}.tar", "{00..99}.tar", None, None),
+        ("s3://bucket/pairs/validation/", "pairs", None, "validation"),
+        ("s3://bucket", "bucket", None, None),
+        ("https://me:secret@host/photos.csv?sig=secret", "photos.csv", None, None),
+    ],
+)
+def test_data_is_called_by_its_name(data, name, config, split, tmp_path, monkeypatch):
+    model = tmp_path / "model"
+    tiny_model("vit").save_pretrained(model)
+    write_results(model, "any", RESULTS["probe"] | {"arguments": {"data": data}})
+    monkeypatch.chdir(model)
+    (found,) = read_evaluations(model)
+    assert (found.dataset_name, found.dataset_config, found.dataset_split) == (name, config, split)
+
+
+def test_two_of_the_same_data_are_two(folder):
+    write_results(folder, "plain", RESULTS["clothing"] | {"metrics": {"top_1_accuracy": 0.25}})
+    page = page_of_folder(folder, "me/tiny")
+    assert "| me/clothing, clothing, test | 51.2% | 90.0% |\n| me/clothing, plain, test | 25.0% |  |\n" in page
+    assert "| cifar10 | 75.0% |" in page
+    found = [one for one in ModelCard(page).data.eval_results if one.task_type == RESULTS["clothing"]["task"]]
+    assert [(one.metric_name, one.metric_value) for one in found] == [("top-1", 0.5123), ("top-5", 0.9)]
 
 
 def test_other_weights_have_other_evaluations(folder, caplog):

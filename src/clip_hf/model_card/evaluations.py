@@ -5,12 +5,15 @@ weights beside it.
 """
 
 import hashlib
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
 from transformers.utils import logging
 
+from clip_hf.model_card.credentials import without_credentials
 from clip_hf.model_card.json_files import read_json
 
 logger = logging.get_logger(__name__)
@@ -20,6 +23,8 @@ RETRIEVAL = "image-text-retrieval"
 ZERO_SHOT = "zero-shot-image-classification"
 LINEAR_PROBE = "image-classification"
 SPLITS = ("train", "training", "validation", "val", "test")
+# A data set on the Hub, perhaps its configuration, and the split, without which none is evaluated.
+_HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?::([\w.-]+))?:([\w.\[\]:%+-]+)")
 ACCURACIES = {
     "top_1_accuracy": "top-1",
     "top_5_accuracy": "top-5",
@@ -44,13 +49,16 @@ def digest_weights(folder: Path) -> str | None:
 def read_evaluations(folder: Path) -> list[EvalResult]:
     """Returns the evaluations of a model's weights as they are now; of others, a warning.
 
+    Several of the same data are called by their folders, too.
+
     Args:
         folder: of a saved model.
 
     Raises:
         ValueError: a results.json is none of an evaluation script.
     """
-    evaluations, digest = [], None
+    evaluations: dict[str, list[EvalResult]] = {}
+    digest = None
     for file in sorted(folder.glob(f"{FOLDER}/*/results.json")):
         results, digest = read_json(file), digest or digest_weights(folder)
         if missing := sorted({"task", "metrics", "arguments", "weights_digest"} - results.keys()):
@@ -58,13 +66,23 @@ def read_evaluations(folder: Path) -> list[EvalResult]:
         if results["weights_digest"] != digest:
             logger.warning(f"{file} is of other weights than those of {folder}, and is left out of the page")
             continue
-        evaluations += _facts(results)
-    return evaluations
+        evaluations[file.parent.name] = _facts(results)
+    counts = Counter(key for facts in evaluations.values() for key in {_row(one) for one in facts})
+    for name, facts in evaluations.items():
+        for one in [one for one in facts if counts[_row(one)] > 1]:
+            one.dataset_name += f", {name}"
+    return [one for facts in evaluations.values() for one in facts]
+
+
+def _row(one: EvalResult) -> tuple[str, str, str | None]:
+    """What the figures of a line of the page have in common."""
+    return one.task_type, one.dataset_name, one.dataset_split
 
 
 def _facts(results: dict[str, Any]) -> list[EvalResult]:
     metrics, names = results["metrics"], dict(ACCURACIES)
-    data, split = _data_and_split(results["arguments"]["data"])
+    data, config, split = _name_config_split(results["arguments"]["data"])
+    name_of_data = data + (f", {config}" if config else "")
     if results["task"] == RETRIEVAL:
         recalls = [name for name in metrics if "recall@" in name]
         names = {name: name.replace("_retrieval_recall@", " R@") for name in recalls}
@@ -73,7 +91,8 @@ def _facts(results: dict[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type=results["task"],
             dataset_type=data,
-            dataset_name=data + (f", {limit:,} images" if limit else ""),
+            dataset_name=name_of_data + (f", {limit:,} images" if limit else ""),
+            dataset_config=config,
             dataset_split=split,
             metric_type=name.partition("_retrieval_")[2].replace("@", "_at_") or name,
             metric_name=title,
@@ -84,7 +103,11 @@ def _facts(results: dict[str, Any]) -> list[EvalResult]:
     ]
 
 
-def _data_and_split(source: str) -> tuple[str, str | None]:
-    path, _, split = source.partition(":")
-    *folders, name = Path(path).parts
-    return (folders[-1], name) if not split and folders and name in SPLITS else (name, split or None)
+def _name_config_split(source: str) -> tuple[str, str | None, str | None]:
+    """What is called by a source: a URL, a path on this machine, or a data set on the Hub."""
+    is_url = "://" in source
+    if not is_url and not Path(source).exists() and (match := _HUB_NAME.fullmatch(source)):
+        return match[1], match[2], match[3]
+    place = without_credentials(source).partition("://")[2] if is_url else Path(source).resolve()
+    *folders, name = Path(place).parts
+    return (folders[-1], None, name) if folders and name in SPLITS else (name, None, None)

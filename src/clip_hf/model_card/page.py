@@ -153,9 +153,15 @@ def _with_prefix(number: int) -> str:
 
 
 def _of_one_source(evaluations: list[EvalResult]) -> list[EvalResult]:
-    """The evaluations without those of a second source: metadata has one source for all metrics of a data set."""
-    sources: dict[tuple, str | None] = {}
-    return [one for one in evaluations if sources.setdefault(one.unique_identifier, one.source_url) == one.source_url]
+    """The evaluations without a second one of a data set: metadata has one name and source for all its metrics."""
+    first: dict[tuple, EvalResult] = {}
+    return [one for one in evaluations if _line_of(first.setdefault(one.unique_identifier, one)) == _line_of(one)]
+
+
+def _line_of(one: EvalResult) -> tuple[str, str]:
+    """The data set and the source of a figure, as a table has them."""
+    dataset = one.dataset_name + (f", {one.dataset_split}" if one.dataset_split else "")
+    return dataset, f"[{one.source_name}]({one.source_url})" if one.source_name else ""
 
 
 def _results(evaluations: Iterable[EvalResult], task: str) -> list[list[str]]:
@@ -163,9 +169,7 @@ def _results(evaluations: Iterable[EvalResult], task: str) -> list[list[str]]:
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for one in evaluations:
         if one.task_type == task:
-            dataset = one.dataset_name + (f", {one.dataset_split}" if one.dataset_split else "")
-            source = f"[{one.source_name}]({one.source_url})" if one.source_name else ""
-            line = lines.setdefault((dataset, source), {})
+            line = lines.setdefault(_line_of(one), {})
             line[one.metric_name or one.metric_type] = f"{one.metric_value:.1%}"
     columns = list(dict.fromkeys(column for line in lines.values() for column in line))
     table = [["data", *columns, "measured by"]]
