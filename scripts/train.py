@@ -30,15 +30,16 @@ def main(args: list[str] | None = None) -> None:
     options = (ModelArguments, DataArguments, ZeroShotArguments, ClipTrainingArguments)
     with told_in_a_line(ValueError, OSError):
         model_args, data_args, zero_shot_args, training_args = parse_recipe(options, __doc__, args)
+        check_command(model_args, data_args, zero_shot_args, training_args)
         is_dry_run = data_args.dry_run_data is not None
-        check_command(model_args, training_args, is_dry_run)
         set_seed(training_args.seed)
         num_workers = training_args.dataloader_num_workers
         eval_source = data_args.open_evaluation_source(training_args.eval_strategy.value)
         sources = data_args.open_training_sources()
         with whole_on_every_process(training_args):
             model, processor = build_model(model_args, sources, training_args, is_dry_run)
-        pairs = data_args.training_pairs(sources, processor, training_args.seed, training_args.output_dir)
+        seed = training_args.seed if training_args.data_seed is None else training_args.data_seed
+        pairs = data_args.training_pairs(sources, processor, seed, training_args.output_dir)
         if is_dry_run:
             what = data_args.dry_run_data, training_args.output_dir, training_args.train_batch_size, num_workers
             return print(json.dumps(dry_run(pairs, *what), indent=2))
@@ -50,7 +51,8 @@ def main(args: list[str] | None = None) -> None:
         trainer.results.add_options(
             model_arguments=model_args, data_arguments=data_args, zero_shot_arguments=zero_shot_args
         )
-        if (zero_shot := zero_shot_args.open(processor, training_args.eval_batch_size, num_workers)) is not None:
+        what = processor, training_args.eval_batch_size, num_workers, data_args.image_column
+        if (zero_shot := zero_shot_args.open(*what)) is not None:
             trainer.evaluate_also(zero_shot)
     with told_in_a_line():
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)

@@ -62,6 +62,11 @@ def test_a_recipe_may_give_one_source_as_a_string():
         ({"crop_scale": [0.5]}, "crop_scale has 1 numbers"),
         ({"crop_scale": [0, 1]}, "crop_scale is"),
         ({"flip_probability": 2}, "flip_probability is 2"),
+        ({"jitter": [0.1, 0.1, 0.1, 0.1]}, r"jitter is .*, but means nothing without jitter_probability"),
+        ({"stream_lanes": 8}, "stream_lanes is 8, but means nothing without streaming"),
+        ({"stream_window": 8}, "stream_window is 8, but means nothing without streaming"),
+        ({"stream_lanes": 0, "streaming": True}, "stream_lanes is 0, but must be at least 1"),
+        ({"stream_window": 0, "streaming": True}, "stream_window is 0, but must be at least 1"),
     ],
 )
 def test_impossible_options_are_named(options, message):

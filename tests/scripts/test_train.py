@@ -134,13 +134,16 @@ def test_ones_own_folder_is_read_trained_on_and_gone_on_with(script, photos, tmp
     assert [path.name for path in output_dir.iterdir()] == ["samples.png"]
     with pytest.raises(SystemExit, match="give --eval_data, or --eval_strategy no"):
         script.main(common)
-    common += ["--eval_data", str(photos), "--disable_tqdm", "true", "--max_steps", "4"]
+    common += ["--disable_tqdm", "true", "--max_steps", "4", "--data_seed", "2"]
+    evaluation = ["--eval_data", str(photos)]
+    with pytest.raises(SystemExit, match="eval_strategy is 'no', which never evaluates"):
+        script.main([*common, *evaluation, "--eval_strategy", "no"])
     with pytest.raises(SystemExit, match="lower global_batch_size"):
-        script.main(common)
+        script.main([*common, *evaluation])
     common += ["--global_batch_size", "8", "--save_steps", "2"]
     (photos / "7.jpg").write_bytes(b"no image")
     with pytest.raises(SystemExit, match=r"1 of 40 samples to evaluate are broken, .* 7\.jpg"):
-        script.main(common)
+        script.main([*common, *evaluation])
     script.main([*common, "--eval_strategy", "no"])
     (output_dir / "model.safetensors").unlink()
     shutil.rmtree(output_dir / "checkpoint-4")
@@ -148,6 +151,7 @@ def test_ones_own_folder_is_read_trained_on_and_gone_on_with(script, photos, tmp
     results = json.loads((output_dir / "results.json").read_text())
     (counts,) = results["data"].values()
     listed = (output_dir / "broken_samples.jsonl").read_text().splitlines()
+    assert json.loads((output_dir / "checkpoint-2" / "data_state_0.json").read_text())["data"]["seed"] == 2
     assert counts == {"read": 32 + len(listed), "broken": len(listed)}
     assert results["arguments"]["resume_from_checkpoint"] == "true" and results["training"]["steps"] == 4
 

@@ -3,12 +3,19 @@
 import pytest
 
 from clip_hf import ClipHfConfig
+from clip_hf.data.data_args import DataArguments
 from clip_hf.training import ClipTrainingArguments
 from clip_hf.training.combinations import check_command, check_options
 from clip_hf.training.lora import Adapter, check_adapter, rank_in
 from clip_hf.training.model_args import ModelArguments
+from clip_hf.training.zero_shot import ZeroShotArguments
 from tests.tiny_models import tiny_config, tiny_model
 from tests.training.test_trainer import make_trainer
+
+
+def check(model_args, args, dry_run_data=None, eval_data=None, **zero_shot):
+    data_args = DataArguments(["shapes"], eval_data=eval_data, dry_run_data=dry_run_data)
+    check_command(model_args, data_args, ZeroShotArguments(**zero_shot), args)
 
 
 def arguments(folder="outputs", **options) -> ClipTrainingArguments:
@@ -61,9 +68,9 @@ def test_an_adapter_goes_with_no_engine_that_divides_weights_and_no_push():
 
 
 def test_a_command_is_checked_by_the_architecture_and_its_changes():
-    check_command(ModelArguments(), arguments(patch_dropout=0.5))
+    check(ModelArguments(), arguments(patch_dropout=0.5))
     with pytest.raises(ValueError, match="image tower is a ResNet"):
-        check_command(ModelArguments(architecture="RN50"), arguments(patch_dropout=0.5))
+        check(ModelArguments(architecture="RN50"), arguments(patch_dropout=0.5))
 
 
 @pytest.mark.parametrize(
@@ -89,12 +96,39 @@ def test_a_configuration_has_every_change():
     assert args.build_config().text_config.vocab_size == ClipHfConfig().text_config.vocab_size
 
 
+@pytest.mark.parametrize("options", [{"eval_data": "shapes"}, {"zero_shot_data": "shapes"}])
+def test_data_for_no_evaluation_is_refused(options):
+    with pytest.raises(ValueError, match="_data is shapes, but eval_strategy is 'no'"):
+        check(ModelArguments(), arguments(), **options)
+    check(ModelArguments(), arguments(eval_strategy="epoch"), **options)
+
+
+def test_an_order_that_no_training_set_of_a_command_has_is_refused():
+    with pytest.raises(ValueError, match="train_sampling_strategy is 'sequential', but"):
+        check(ModelArguments(), arguments(train_sampling_strategy="sequential"))
+
+
+def test_what_engines_cannot_do_is_known_before_they_are_made():
+    """And before data is read."""
+    args = arguments(eval_strategy="epoch")
+    args.fsdp = True
+    with pytest.raises(ValueError, match="on a CPU would train without it"):
+        check_options(args, tiny_config("vit"))
+    args.fsdp, args.deepspeed = False, "zero3.json"
+    args.hf_deepspeed_config = type("Config", (), {"is_zero3": lambda self: True})()
+    with pytest.raises(ValueError, match="zero-shot evaluation during training needs the whole model"):
+        check(ModelArguments(), args, zero_shot_data="shapes")
+    args.ema_decay = 0.9
+    with pytest.raises(ValueError, match="but ZeRO-3 and FSDP leave"):
+        check_options(args, tiny_config("vit"))
+
+
 def test_a_new_run_is_not_begun_among_checkpoints(tmp_path):
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(ValueError, match="up to checkpoint-3"):
-        check_command(ModelArguments(), arguments(tmp_path))
-    check_command(ModelArguments(), arguments(tmp_path), is_dry_run=True)
-    check_command(ModelArguments(), arguments(tmp_path, resume_from_checkpoint="true"))
+        check(ModelArguments(), arguments(tmp_path))
+    check(ModelArguments(), arguments(tmp_path), dry_run_data=5)
+    check(ModelArguments(), arguments(tmp_path, resume_from_checkpoint="true"))
 
 
 def test_checkpoints_amid_an_adapters_training_are_for_that_training_alone(tmp_path):
@@ -108,11 +142,11 @@ def test_checkpoints_amid_an_adapters_training_are_for_that_training_alone(tmp_p
     assert (rank_in(checkpoint), rank_in(tmp_path / "base"), rank_in("nowhere")) == (2, None, None)
 
     with pytest.raises(ValueError, match="amid a training with lora_rank 2"):
-        check_command(ModelArguments(model=checkpoint), arguments())
+        check(ModelArguments(model=checkpoint), arguments())
     base = str(tmp_path / "base")
     for resume_from in (checkpoint, "true"):
         again = arguments(tmp_path, resume_from_checkpoint=resume_from)
-        check_command(ModelArguments(model=base, lora_rank=2), again)
+        check(ModelArguments(model=base, lora_rank=2), again)
         for rank in (None, 4):
             with pytest.raises(ValueError, match=f"lora_rank is {rank}, but that of .* is 2: give the same"):
-                check_command(ModelArguments(model=base, lora_rank=rank), again)
+                check(ModelArguments(model=base, lora_rank=rank), again)

@@ -233,6 +233,28 @@ def test_no_file_holds_the_token(tmp_path):
     assert trainer.args.hub_token == "hf_SECRET"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"image_locked_steps": 2}, {"text_locked_steps": 0.5}, {"image_learning_rate": 0.0}, {"layer_decay": 0.5}],
+)
+def test_an_optimizer_that_is_made_has_its_own_rates(options, tmp_path):
+    model = tiny_model("vit")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    (name,) = options
+    args = ClipTrainingArguments(str(tmp_path), use_cpu=True, **options)
+    with pytest.raises(ValueError, match=f"{name} is .*, but the optimizer is made already"):
+        ClipTrainer(model, args, optimizers=(optimizer, None))
+    args = ClipTrainingArguments(str(tmp_path), use_cpu=True, image_locked_steps=-1)
+    assert ClipTrainer(model, args, optimizers=(optimizer, None)).optimizer is optimizer
+
+
+def test_batches_of_the_training_set_have_no_other_order(tmp_path):
+    pairs = TinyPairs(tiny_model("vit").config, 8)
+    pairs.loader = None
+    with pytest.raises(ValueError, match="train_sampling_strategy is 'sequential', but"):
+        make_trainer(tmp_path, pairs=pairs, train_sampling_strategy="sequential")
+
+
 def test_results_and_curves_are_written_at_the_end(tmp_path):
     pairs = TinyPairs(tiny_model("vit").config, NUM_EVAL_PAIRS)
     trainer = make_trainer(tmp_path, eval_pairs=pairs, eval_strategy="steps", eval_steps=3)
@@ -289,6 +311,8 @@ def test_other_arguments_models_and_engines_are_refused(tmp_path):
     with pytest.raises(ValueError, match="compute_loss_func"):
         args = ClipTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
         ClipTrainer(tiny_model("vit"), args, compute_loss_func=lambda *_: 0)
+    with pytest.raises(ValueError, match="model_init would make a model"):
+        ClipTrainer(None, args, model_init=lambda: tiny_model("vit"))
     with pytest.raises(ValueError, match="24 pairs, fewer than the batch of all devices, 32 x 1"):
         make_trainer(tmp_path, per_device_train_batch_size=32).train()
     trainer = make_trainer(tmp_path)

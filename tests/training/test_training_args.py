@@ -133,6 +133,7 @@ def test_texts_have_the_chunks_of_images_unless_told(tmp_path):
         ({"patch_dropout": 1.0}, "patch_dropout is 1.0"),
         ({"patch_dropout": 0.5, "image_locked_steps": -1}, "drop one of the two"),
         ({"unmasked_share": 0.1}, "there is no patch_dropout to end"),
+        ({"full_size_share": 0.3}, "there are no smaller_image_sizes"),
         ({"global_batch_size": 12.5}, "global_batch_size is 12.5, but must be a whole number"),
         ({"grad_cache_chunk_size": [1, 2]}, r"grad_cache_chunk_size is \[1, 2\], but must be a whole number"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0, but must be at least 0"),

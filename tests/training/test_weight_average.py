@@ -62,6 +62,6 @@ def test_without_the_option_there_is_no_average(tmp_path):
 
 
 def test_divided_weights_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_hf.training.trainer.divides_parameters", lambda *engine: True)
+    monkeypatch.setattr("clip_hf.training.combinations.divides_parameters", lambda args: True)
     with pytest.raises(ValueError, match="no process the whole weights"):
         make_trainer(tmp_path, ema_decay=0.9)

@@ -136,6 +136,17 @@ def test_broken_images_are_counted_and_the_others_classified(folder, tmp_path):
     assert found(model) == pytest.approx(expected(model) | {"num_broken": 2})
 
 
+def test_images_of_another_column_are_found(folder, tmp_path):
+    lines = (folder / "metadata.jsonl").read_text().replace('"file_name"', '"photo"')
+    (tmp_path / "photos.jsonl").write_text(lines.replace('"photo": "', f'"photo": "{folder}/'), encoding="utf-8")
+    arguments = ZeroShotArguments(zero_shot_data=str(tmp_path / "photos.jsonl"), zero_shot_templates="plain")
+    trainer = make_trainer(folder, tmp_path)
+    with pytest.raises(ValueError, match="column of images"):
+        arguments.open(trainer.processing_class, 3)
+    found = arguments.open(trainer.processing_class, 3, image_column="photo")
+    assert found(trainer.model.eval())["num_broken"] == 0
+
+
 def test_the_best_checkpoint_can_be_that_of_the_accuracy(folder, tmp_path):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     options |= {"per_device_train_batch_size": 4, "warmup_steps": 0, "load_best_model_at_end": True}
@@ -160,6 +171,6 @@ def test_mistakes_are_named_before_anything_is_embedded(folder, tmp_path, monkey
     arguments = ZeroShotArguments(zero_shot_data=str(folder), zero_shot_class_names=str(tmp_path / "names.txt"))
     with pytest.raises(ValueError, match="labels are none of 2 classes"):
         arguments.open(trainer.processing_class, 4)
-    monkeypatch.setattr("clip_hf.training.trainer.divides_parameters", lambda *engine: True)
+    monkeypatch.setattr("clip_hf.training.combinations.divides_parameters", lambda args: True)
     with pytest.raises(ValueError, match="needs the whole model"):
         trainer.evaluate_also(trainer._zero_shot)

@@ -1,7 +1,7 @@
 """Which pairs a model is trained on, as options of a command."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -53,7 +53,7 @@ class DataArguments:
     flip_probability: float = field(default=0.0, metadata={"help": "Of mirrored images."})
     jitter_probability: float = field(default=0.0, metadata={"help": "Of changed colours."})
     jitter: list[float] = field(
-        default_factory=lambda: [0.4, 0.4, 0.4, 0.1],
+        default_factory=lambda: list(Augmentation.jitter),
         metadata={"help": "The most by which brightness, contrast, saturation and hue change."},
     )
     grayscale_probability: float = field(default=0.0, metadata={"help": "Of images without colours."})
@@ -79,6 +79,17 @@ class DataArguments:
         if self.crop_scale is not None and len(self.crop_scale) != 2:
             raise ValueError(f"crop_scale has {len(self.crop_scale)} numbers, but must have two")
         _ = self.augmentation
+        self._require_heeded()
+
+    def _require_heeded(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)} | {"jitter": list(Augmentation.jitter)}
+        needs = {"stream_lanes": "streaming", "stream_window": "streaming", "jitter": "jitter_probability"}
+        for name, needed in needs.items():
+            value = getattr(self, name)
+            if value != defaults[name] and not getattr(self, needed):
+                raise ValueError(f"{name} is {value}, but means nothing without {needed}: set both, or neither")
+            if needed == "streaming" and value < 1:
+                raise ValueError(f"{name} is {value}, but must be at least 1")
 
     @property
     def augmentation(self) -> Augmentation:

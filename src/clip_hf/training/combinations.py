@@ -2,30 +2,51 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
+from clip_hf.data.data_args import DataArguments
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.training.checkpoints import is_resuming, last_checkpoint, require_no_checkpoints
+from clip_hf.training.engines import divides_parameters
 from clip_hf.training.lora import check_adapter, rank_in
 from clip_hf.training.model_args import ModelArguments
 from clip_hf.training.tower_locks import num_locked_steps
 from clip_hf.training.training_args import WHOLE_RUN, ClipTrainingArguments
 
+if TYPE_CHECKING:
+    from clip_hf.training.zero_shot import ZeroShotArguments
 
-def check_command(model_args: ModelArguments, args: ClipTrainingArguments, is_dry_run: bool = False) -> None:
+
+def check_command(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    zero_shot_args: "ZeroShotArguments",
+    args: ClipTrainingArguments,
+) -> None:
     """Checks the options of a command.
 
     Args:
         model_args: which model.
+        data_args: which pairs.
+        zero_shot_args: what is classified at each evaluation.
         args: of the training.
-        is_dry_run: nothing is to be trained.
 
     Raises:
         ValueError: some cannot go together, or a new run is to begin among the checkpoints of another.
     """
     config, folder = model_args.build_config(), Path(args.output_dir)
     check_options(args, config)
+    check_own_batches(args)
+    for name, value in {"eval_data": data_args.eval_data, "zero_shot_data": zero_shot_args.zero_shot_data}.items():
+        if value is not None and args.eval_strategy == IntervalStrategy.NO:
+            raise ValueError(
+                f"{name} is {value}, but eval_strategy is 'no', which never evaluates: add --eval_strategy steps or "
+                f"epoch, or leave {name} out"
+            )
+    if zero_shot_args.zero_shot_data is not None:
+        require_whole_model(args)
     rank = model_args.lora_rank
     if rank is not None:
         check_adapter(rank, args, config)
@@ -41,7 +62,7 @@ def check_command(model_args: ModelArguments, args: ClipTrainingArguments, is_dr
             raise ValueError(
                 f"lora_rank is {rank}, but that of the training to resume, in {checkpoint}, is {found}: give the same"
             )
-    elif not is_dry_run:
+    elif data_args.dry_run_data is None:
         require_no_checkpoints(folder)
 
 
@@ -59,6 +80,59 @@ def check_options(args: ClipTrainingArguments, config: ClipHfConfig) -> None:
     _check_sizes(args, config)
     _check_locks(args)
     _check_optimizer(args)
+    _check_engine(args)
+
+
+def check_own_batches(args: ClipTrainingArguments) -> None:
+    """Checks what a training set that makes its own batches, such as `TrainingPairs`, would not heed.
+
+    Args:
+        args: of the training.
+
+    Raises:
+        ValueError: the order of the samples is another than at random.
+    """
+    if args.train_sampling_strategy != "random":
+        raise ValueError(
+            f"train_sampling_strategy is '{args.train_sampling_strategy}', but this training set makes its own "
+            "batches, at random: leave the option out"
+        )
+
+
+def check_ready_optimizer(args: ClipTrainingArguments) -> None:
+    """Checks what an optimizer that is made already, `optimizers=`, would not heed.
+
+    Args:
+        args: of the training.
+
+    Raises:
+        ValueError: a tower, or a layer, is to have a learning rate of its own, for a while or for good.
+    """
+    options = {name: getattr(args, name) for name in ("image_learning_rate", "text_learning_rate")}
+    options |= {"layer_decay": args.layer_decay if args.layer_decay < 1 else None}
+    for name in ("image_locked_steps", "text_locked_steps"):
+        options[name] = getattr(args, name) if getattr(args, name) not in (0, WHOLE_RUN) else None
+    if given := [f"{name} is {value}" for name, value in options.items() if value is not None]:
+        raise ValueError(
+            f"{', '.join(given)}, but the optimizer is made already, with rates of its own: leave optimizers out, or "
+            "give its groups their rates and leave these options out"
+        )
+
+
+def require_whole_model(args: ClipTrainingArguments) -> None:
+    """Checks that zero-shot classification has a model to classify with.
+
+    Args:
+        args: of the training.
+
+    Raises:
+        ValueError: an engine leaves no process the whole model.
+    """
+    if divides_parameters(args):
+        raise ValueError(
+            "zero-shot evaluation during training needs the whole model on each process, which ZeRO-3 and FSDP "
+            "divide: use ZeRO-2, or evaluate the checkpoints with scripts/evaluate_zero_shot.py"
+        )
 
 
 def _check_image_tower(args: ClipTrainingArguments, is_vit: bool) -> None:
@@ -126,3 +200,16 @@ def _check_optimizer(args: ClipTrainingArguments) -> None:
         )
     if find_spec(library) is None:
         raise ValueError(f"optim is {optimizer}, which needs a library that is not installed: `pip install {library}`")
+
+
+def _check_engine(args: ClipTrainingArguments) -> None:
+    if args.fsdp and args.device.type == "cpu":
+        raise ValueError(
+            "fsdp is set, but accelerate knows it on accelerators alone, and on a CPU would train without it and say "
+            "nothing: leave it out, or divide the model with DeepSpeed's ZeRO-3"
+        )
+    if args.ema_decay is not None and divides_parameters(args):
+        raise ValueError(
+            f"ema_decay is {args.ema_decay}, but ZeRO-3 and FSDP leave no process the whole weights to average: "
+            "use ZeRO-2, or leave ema_decay out"
+        )

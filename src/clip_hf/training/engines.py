@@ -26,15 +26,13 @@ def require_engine(args: ClipTrainingArguments, accelerator: Accelerator) -> Non
         )
 
 
-def divides_parameters(args: ClipTrainingArguments, accelerator: Accelerator) -> bool:
+def divides_parameters(args: ClipTrainingArguments) -> bool:
     """Returns whether no process has the whole model.
 
     Args:
         args: of the run.
-        accelerator: of the trainer.
     """
-    is_zero3 = bool(args.deepspeed and args.hf_deepspeed_config.is_zero3())
-    return is_zero3 or accelerator.distributed_type == DistributedType.FSDP
+    return bool(args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()))
 
 
 def compile_towers(model: "ClipHfModel", args: ClipTrainingArguments) -> None:

@@ -214,7 +214,7 @@ class ResumableTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         with self._naming_last_checkpoint(folder, "The model"):
             super().save_model(str(folder / UNFINISHED / "model"), _internal_call=True)
-            if divides_parameters(self.args, self.accelerator):  # each process may have written its share
+            if divides_parameters(self.args):  # each process may have written its share
                 self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 publish_files(folder / UNFINISHED / "model", folder)

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from clip_hf.distributed import all_gather
 from clip_hf.losses import clip_loss
-from clip_hf.training.combinations import check_options
+from clip_hf.training.combinations import check_options, check_own_batches, check_ready_optimizer, require_whole_model
 from clip_hf.training.duplicate_texts import group_by_text
 from clip_hf.training.engines import compile_towers, divides_parameters, require_engine
 from clip_hf.training.non_finite_samples import name_non_finite_samples
@@ -80,11 +80,9 @@ class ClipTrainer(PushingTrainer):
         if not isinstance(args, ClipTrainingArguments):
             raise ValueError(f"args is {type(args).__name__}, but must be ClipTrainingArguments")
         super().__init__(model, args, *other_args, **other_options)
-        self._check_model()
+        self._check_objects()
         check_options(self.args, self.model.config)
         require_engine(self.args, self.accelerator)
-        if self.compute_loss_func is not None:
-            raise ValueError("compute_loss_func would not be called: ClipTrainer computes the contrastive loss itself")
         if self.compute_metrics is None:
             self.compute_metrics = partial(evaluate_retrieval, device=self.args.device)
         if self.args.sync_batch_norm:
@@ -92,7 +90,7 @@ class ClipTrainer(PushingTrainer):
         if self.args.torch_compile:
             compile_towers(self.model, self.args)
         self._tower_locks = TowerLocks(self.args, self.model)
-        self._weight_average = WeightAverage(self.args, self.model, divides_parameters(self.args, self.accelerator))
+        self._weight_average = WeightAverage(self.model)
         self._resolution = ProgressiveResolution()
         for callback in (self._tower_locks, PatchDropout(self.model), self._resolution, self._weight_average):
             self.add_callback(callback)
@@ -101,13 +99,21 @@ class ClipTrainer(PushingTrainer):
         self._training_log = TrainingLog()
         self._zero_shot: ZeroShotEvaluation | None = None
 
-    def _check_model(self) -> None:
+    def _check_objects(self) -> None:
         model_type = getattr(getattr(self.model, "config", None), "model_type", None)
         if model_type != "clip_hf":
             raise ValueError(
                 f"the model is of type '{model_type}', but ClipTrainer trains 'clip_hf' models: open the checkpoint "
                 "with ClipHfModel.from_pretrained, which also reads transformers' CLIP"
             )
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func would not be called: ClipTrainer computes the contrastive loss itself")
+        if self.model_init is not None:
+            raise ValueError("model_init would make a model that no lock or average knows of: give a model instead")
+        if self.optimizer is not None:
+            check_ready_optimizer(self.args)
+        if hasattr(self.train_dataset, "loader"):
+            check_own_batches(self.args)
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         # Or accelerate would compile the model, whose chunks a compiler leaves as they are.
@@ -272,11 +278,7 @@ class ClipTrainer(PushingTrainer):
         Raises:
             ValueError: an engine leaves no process the whole model.
         """
-        if divides_parameters(self.args, self.accelerator):
-            raise ValueError(
-                "zero-shot evaluation during training needs the whole model on each process, which ZeRO-3 and FSDP "
-                "divide: use ZeRO-2, or evaluate the checkpoints with scripts/evaluate_zero_shot.py"
-            )
+        require_whole_model(self.args)
         self._zero_shot = zero_shot
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -316,7 +318,7 @@ class ClipTrainer(PushingTrainer):
 
         Processes bring the parts together for each chunk, all at once: none may have fewer chunks than another.
         """
-        if not divides_parameters(self.args, self.accelerator):
+        if not divides_parameters(self.args):
             return inputs
         texts = inputs["input_ids"]
         most = int(all_gather(torch.tensor([len(texts)], device=texts.device)).max())

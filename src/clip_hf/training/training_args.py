@@ -14,6 +14,7 @@ from clip_hf.training.engine_args import command, configure_deepspeed, configure
 DEFAULT_METRIC = "mean_recall"
 WHOLE_RUN = -1  # as a number of steps
 MOST_DATA_WORKERS = 8
+FULL_SIZE_SHARE = 0.2
 
 
 def default_num_workers() -> int:
@@ -98,7 +99,8 @@ class ClipTrainingArguments(TrainingArguments):
         },
     )
     full_size_share: float = field(
-        default=0.2, metadata={"help": "Share of the run, at its end, that sees images in full size in any case."}
+        default=FULL_SIZE_SHARE,
+        metadata={"help": "Share of the run, at its end, that sees images in full size in any case."},
     )
     exclude_duplicate_texts: bool = field(
         default=False, metadata={"help": "Leave pairs that have the same text out of each other's negatives."}
@@ -244,6 +246,11 @@ class ClipTrainingArguments(TrainingArguments):
         if self.unmasked_share and not self.patch_dropout:
             raise ValueError(
                 f"unmasked_share is {self.unmasked_share}, but there is no patch_dropout to end: set both"
+            )
+        if self.full_size_share != FULL_SIZE_SHARE and not self.smaller_image_sizes:
+            raise ValueError(
+                f"full_size_share is {self.full_size_share}, but there are no smaller_image_sizes, and all images are "
+                "of full size: set both"
             )
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"layer_decay is {self.layer_decay}, but must be above 0 and at most 1, which is none")

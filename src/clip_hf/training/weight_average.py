@@ -21,20 +21,10 @@ class WeightAverage(TrainerCallback):
     """Averages the weights after each step, and saves the average as a checkpoint of its own.
 
     Args:
-        args: the decay, and which process saves.
         model: the model, whole on every process.
-        is_divided: whether an engine leaves each process only a part of the parameters.
-
-    Raises:
-        ValueError: the parameters are divided.
     """
 
-    def __init__(self, args: ClipTrainingArguments, model: PreTrainedModel, is_divided: bool) -> None:
-        if args.ema_decay is not None and is_divided:
-            raise ValueError(
-                f"ema_decay is {args.ema_decay}, but ZeRO-3 and FSDP leave no process the whole weights to average: "
-                "use ZeRO-2, or leave ema_decay out"
-            )
+    def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
         self._average: dict[str, Tensor] = {}
 

@@ -46,13 +46,16 @@ class ZeroShotArguments:
             raise ValueError("zero_shot_class_names is given, but no images: give zero_shot_data as well")
         load_templates(self.zero_shot_templates)
 
-    def open(self, processor: ProcessorMixin, batch_size: int, num_workers: int = 0) -> "ZeroShotEvaluation | None":
+    def open(
+        self, processor: ProcessorMixin, batch_size: int, num_workers: int = 0, image_column: str | None = None
+    ) -> "ZeroShotEvaluation | None":
         """Returns the evaluation, None where there is no data.
 
         Args:
             processor: the model's.
             batch_size: images, and prompts, at a time.
             num_workers: processes that decode images, for each process.
+            image_column: of the data, if its name is unusual.
 
         Raises:
             ValueError: as `open_source`, `read_class_names` and `ZeroShotEvaluation`.
@@ -60,7 +63,7 @@ class ZeroShotArguments:
         if self.zero_shot_data is None:
             return None
         names = None if self.zero_shot_class_names is None else read_class_names(self.zero_shot_class_names)
-        columns = Columns(text=self.zero_shot_label_column)
+        columns = Columns(image=image_column, text=self.zero_shot_label_column)
         samples = open_source(self.zero_shot_data, columns, split="evaluation")
         templates = load_templates(self.zero_shot_templates)
         return ZeroShotEvaluation(samples, processor, batch_size, names, templates, num_workers)
