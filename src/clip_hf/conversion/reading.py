@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
@@ -14,6 +13,7 @@ from transformers.image_utils import SizeDict
 from clip_hf.conversion.layouts import Layout, from_layout
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor
+from clip_hf.model.normalization_clip_hf import normalization_of
 from clip_hf.model.open_clip_checkpoint_clip_hf import OPEN_CLIP_CONFIG_FILE, OPEN_CLIP_WEIGHT_FILES, is_open_clip
 from clip_hf.model.openai_checkpoint_clip_hf import openai_architecture, read_openai_checkpoint
 from clip_hf.model.tensor_files_clip_hf import WEIGHT_FILES, find_file, most_common_dtype, read_weights
@@ -67,10 +67,8 @@ def read_checkpoint(source: str, tokenizer: str | None = None, trust_pickle: boo
             image_processor = ClipHfImageProcessor.from_pretrained(source)
         weights = from_layout(found, layout, config)
         config.dtype = most_common_dtype(weights)
-        mean, std = (
-            np.broadcast_to(value, 3).tolist() for value in (image_processor.image_mean, image_processor.image_std)
-        )
-        config.vision_config.image_mean, config.vision_config.image_std = tuple(mean), tuple(std)
+        for name, values in normalization_of(image_processor.to_dict()).items():
+            setattr(config.vision_config, name, values)
     except (AttributeError, LookupError, TypeError, StrictDataclassError) as error:  # of JSON files made by anybody
         raise ValueError(f"{source}: its files are not those of a CLIP ({type(error).__name__}: {error})") from error
     except ValueError as error:

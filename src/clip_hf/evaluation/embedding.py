@@ -24,6 +24,7 @@ from transformers import BatchFeature, PreTrainedModel
 
 from clip_hf.distributed import rank, world_size
 from clip_hf.model.image_sources_clip_hf import decode_source
+from clip_hf.model.normalization_clip_hf import require_same_normalization
 from clip_hf.model.zero_shot_clip_hf import image_feature_options, text_feature_options
 
 Modality = Literal["image", "text"]
@@ -54,6 +55,9 @@ class Embedder:
         batch_size: images or texts at a time.
         num_workers: processes that decode images.
         advance: called with the number of images or texts after each batch.
+
+    Raises:
+        ValueError: the model, which normalises its images itself, does it otherwise than the image processor.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Embedder:
         num_workers: int = 0,
         advance: Callable[[int], object] = lambda number: None,
     ) -> None:
+        if image_processor is not None and model.config.model_type == "clip_hf":
+            require_same_normalization(model.config.vision_config, image_processor)
         self.model = model.eval()
         self.image_processor = image_processor
         self.tokenizer = tokenizer

@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .conversion_clip_hf import TRANSFORMERS_MODEL_TYPES, translate_transformers_config
+from .normalization_clip_hf import read_normalization
 from .open_clip_checkpoint_clip_hf import is_open_clip, read_open_clip_config, translate_open_clip_config
 from .tensor_files_clip_hf import HUB_ARGUMENTS
 
@@ -75,7 +76,8 @@ class ClipHfBaseConfig(PreTrainedConfig):
         try:
             config_dict, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
             if config_dict.get("model_type") in TRANSFORMERS_MODEL_TYPES:
-                config_dict = translate_transformers_config(config_dict)
+                normalization = read_normalization(pretrained_model_name_or_path, **kwargs)
+                config_dict = translate_transformers_config(config_dict, normalization)
         except (AttributeError, LookupError, TypeError) as error:
             raise ValueError(
                 f"the config.json of {pretrained_model_name_or_path} is no configuration of a model "

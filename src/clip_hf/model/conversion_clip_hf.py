@@ -9,6 +9,8 @@ Names in the other layouts: openai/CLIP clip/model.py@d05afc4, transformers mode
 OpenCLIP's default layout is OpenAI's; its "custom text" layout puts the text tower under `text.`.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,24 +41,30 @@ _TRANSFORMER_FIELDS = (
 )
 
 
-def translate_transformers_config(config_dict: dict[str, Any]) -> dict[str, Any]:
+def translate_transformers_config(
+    config_dict: dict[str, Any], normalization: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Returns the configuration of a transformers CLIP model, joint or one tower, as ours.
 
     Args:
         config_dict: a config.json whose `model_type` is one of `TRANSFORMERS_MODEL_TYPES`.
+        normalization: `image_mean` and `image_std`, which it does not hold; OpenAI's if not given.
     """
     model_type = config_dict["model_type"]
     dtype = {"dtype": config_dict.get("dtype", config_dict.get("torch_dtype"))}
     if model_type != "clip":
         with_projection = any("WithProjection" in name for name in config_dict.get("architectures") or ())
-        config = (CLIPTextConfig if model_type == "clip_text_model" else CLIPVisionConfig)(**config_dict)
-        translate = _translate_text if model_type == "clip_text_model" else _translate_vision
-        return translate(config, config.projection_dim if with_projection else None) | dtype
+        if model_type == "clip_text_model":
+            text_config = CLIPTextConfig(**config_dict)
+            return _translate_text(text_config, text_config.projection_dim if with_projection else None) | dtype
+        vision_config = CLIPVisionConfig(**config_dict)
+        projection_dim = vision_config.projection_dim if with_projection else None
+        return _translate_vision(vision_config, projection_dim) | dict(normalization) | dtype
     config = CLIPConfig(**config_dict)
     return {
         "model_type": "clip_hf",
         "text_config": _translate_text(config.text_config, config.projection_dim),
-        "vision_config": _translate_vision(config.vision_config, config.projection_dim),
+        "vision_config": _translate_vision(config.vision_config, config.projection_dim) | dict(normalization),
         "projection_dim": config.projection_dim,
         "logit_scale_init_value": config.logit_scale_init_value,
     } | dtype

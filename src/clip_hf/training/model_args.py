@@ -5,14 +5,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from clip_hf.data.samples import Samples, captions_for_tokenizer
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
+from clip_hf.model.configuration_clip_hf_towers import ClipHfTextConfig
 from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor
 from clip_hf.model.modeling_clip_hf import ClipHfModel
+from clip_hf.model.normalization_clip_hf import require_same_normalization
 from clip_hf.model.processing_clip_hf import ClipHfProcessor
 from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
 from clip_hf.training.checkpoints import UNFINISHED, checkpoint_to_resume, publish, settle
 from clip_hf.training.training_args import ClipTrainingArguments
+
+logger = logging.get_logger(__name__)
 
 ARCHITECTURE = "ViT-B/32"
 VOCAB_SIZE = 49_408
@@ -125,6 +131,31 @@ def _train_tokenizer(args: ModelArguments, context_length: int, sources: list[Sa
     return ClipHfTokenizer.train(captions_for_tokenizer(sources), args.vocab_size or VOCAB_SIZE, context_length)
 
 
+def _check_tokenizer(args: ModelArguments, tokenizer: ClipHfTokenizer, config: ClipHfTextConfig) -> None:
+    """Checks that a text tower can read what another tokenizer than its own writes."""
+    limits = {
+        "tokens": (len(tokenizer), config.vocab_size),
+        "positions": (tokenizer.model_max_length, config.max_position_embeddings),
+    }
+    for what, (found, most) in limits.items():
+        if found > most:
+            raise ValueError(f"tokenizer {args.tokenizer} has {found:,} {what}, but model {args.model} only {most:,}")
+    if tokenizer.eos_token_id != config.eos_token_id:
+        raise ValueError(
+            f"tokenizer {args.tokenizer} ends texts with the id {tokenizer.eos_token_id}, but model {args.model} knows "
+            f"their end by {config.eos_token_id}: leave the tokenizer out, or train a new model for it"
+        )
+    try:
+        own = ClipHfTokenizer.from_pretrained(args.model).get_vocab()
+    except (OSError, ValueError):  # the checkpoint brings none
+        return
+    if own != tokenizer.get_vocab():
+        logger.warning(
+            f"tokenizer {args.tokenizer} has another vocabulary than that of model {args.model}, whose embeddings of "
+            "tokens then mean others: leave the tokenizer out unless that is intended"
+        )
+
+
 def build_model(
     args: ModelArguments, sources: list[Samples], training_args: ClipTrainingArguments, is_dry_run: bool = False
 ) -> tuple[ClipHfModel, ClipHfProcessor]:
@@ -135,12 +166,18 @@ def build_model(
         sources: whose captions a new tokenizer learns from.
         training_args: of the run, which a resumed one continues with its own tokenizer.
         is_dry_run: leave the output folder as it is.
+
+    Raises:
+        ValueError: the model cannot read what the tokenizer writes, or there is no checkpoint to resume.
     """
     if args.model is not None:
         size = {} if args.image_size is None else {"size": args.image_size, "crop_size": args.image_size}
         image_processor = ClipHfImageProcessor.from_pretrained(args.model, **size)
         tokenizer = ClipHfTokenizer.from_pretrained(args.tokenizer or args.model)
         model: ClipHfModel = ClipHfModel.from_pretrained(args.model, **args.changes)  # type: ignore[assignment]
+        if args.tokenizer is not None:
+            _check_tokenizer(args, tokenizer, model.config.text_config)
+        require_same_normalization(model.config.vision_config, image_processor)
         return model, ClipHfProcessor(image_processor, tokenizer)
     context_length = args.build_config().text_config.max_position_embeddings
     tokenizer = build_tokenizer(args, context_length, sources, training_args, is_dry_run)
