@@ -36,14 +36,13 @@ def test_a_training_fills_the_page(tmp_path):
 
     page = str(render_card(ModelCardFacts.from_folder(tmp_path, "me/noise-clip")))
     results = json.loads((tmp_path / "results.json").read_text())
-    assert "# noise-clip\n" in page and str(tmp_path) not in page
+    assert "# noise-clip\n" in page and str(tmp_path) not in page and "Training showed it" not in page
     for line in (
         "| pairs seen | 16 |",
         "| steps | 2, each of 8 pairs |",
         "| learning rate | 0.002, cosine |",
         "| warm-up | 0 steps |",
         f"| last loss | {results['history'][1]['loss']:.4g} |",
-        "Training showed it 16 pairs",
         "![Training curves](curves.png)",
     ):
         assert line in page, line
@@ -113,6 +112,24 @@ def test_a_loss_that_rises_again_is_on_the_page():
     assert facts_of_training(results, {})["training"]["loss of the evaluation set"] == line
     results["history"] = history[:2]
     assert facts_of_training(results, {})["training"]["loss of the evaluation set"] == "2.5 in the end"
+
+
+def test_the_zero_shot_figures_of_a_training_are_on_the_page():
+    shares = {"top_1_accuracy": 0.51239, "top_5_accuracy": 0.75, "num_broken": 3.0}
+    evaluation = {"eval_loss": 2.0} | {f"eval_zero_shot_{name}": share for name, share in shares.items()}
+    found = facts_of_training(RESULTS | {"evaluation": evaluation}, {})["evaluations"]
+    page = str(render_card(ModelCardFacts(**MINIMAL, evaluations=found)))
+    assert "### Zero-shot classification\n\n| data | top-1 | top-5 |\n" in page
+    assert "| zero-shot set of the training | 51.2% | 75.0% |" in page
+
+
+def test_only_a_model_that_began_with_nothing_knows_no_more_than_its_pairs():
+    for source, known in (("", {"num_pairs_seen": 8}), ("outputs/shapes", {})):
+        facts = facts_of_training(RESULTS | {"model": {"_name_or_path": source}}, {})
+        assert {name: facts[name] for name in ("num_pairs_seen",) if name in facts} == known
+        assert facts["training"]["pairs seen"] == "8"
+        page = str(render_card(ModelCardFacts(**MINIMAL, **known)))
+        assert ("Training showed it 8 pairs of images and texts, repetitions included." in page) is bool(known)
 
 
 def test_every_fact_is_explained():

@@ -36,7 +36,7 @@ class ModelCardFacts:
         config: fields of the model's `ClipHfConfig`.
         summary: what the model is, in a sentence or two.
         training: lines of the table on training: name and value.
-        num_pairs_seen: pairs of training, repetitions included.
+        num_pairs_seen: all pairs that the model has seen, repetitions included; not of one that was trained further.
         curves: name of the image of the training curves, a file beside the page.
         evaluation_set: `type` (a data set on the Hub, or the format of its files), `name` and perhaps `split` of the
             pairs that training evaluated on.

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult
 
-from clip_hf.model_card.evaluations import RETRIEVAL
+from clip_hf.model_card.evaluations import ACCURACIES, RETRIEVAL, ZERO_SHOT
 
 RECALL = re.compile(r"eval_(text|image)_retrieval_recall@(\d+)")
 # What results.json has, and an evaluation's file of that name has not.
@@ -40,12 +40,19 @@ def facts_of_training(results: dict[str, Any], evaluation_set: dict[str, str]) -
         "precision": "bfloat16" if options["bf16"] else "float16" if options["fp16"] else "float32",
         "seed": _number(options["seed"]),
         "processes": f"{run['num_processes']} on {run['device']}",
-        "time": _duration(run.get("train_runtime")),
+        # A run that was resumed has that of its last part.
+        "time": "" if results.get("resumed_at_step") else _duration(run.get("train_runtime")),
         "versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items() if version),
     }
-    metrics = results["evaluation"] or {}
-    recalls = [match for name in metrics if (match := RECALL.fullmatch(name))]
-    evaluations = [
+    facts = {name: results[name] for name in ("base_model", "datasets") if results.get(name)}
+    facts["evaluations"] = _evaluations(results["evaluation"] or {}, evaluation_set)
+    if "model" in results and not results["model"].get("_name_or_path"):  # it was not opened, but began with nothing
+        facts["num_pairs_seen"] = run["num_pairs_seen"]
+    return facts | {"training": {name: value for name, value in lines.items() if value}}
+
+
+def _evaluations(metrics: dict[str, float], evaluation_set: dict[str, str]) -> list[EvalResult]:
+    retrieval = [
         EvalResult(
             task_type=RETRIEVAL,
             dataset_type=evaluation_set.get("type", "imagefolder"),
@@ -55,11 +62,20 @@ def facts_of_training(results: dict[str, Any], evaluation_set: dict[str, str]) -
             metric_name=f"{match[1]} R@{match[2]}",
             metric_value=round(metrics[match[0]], 4),
         )
-        for match in recalls
+        for match in filter(None, map(RECALL.fullmatch, metrics))
     ]
-    facts = {name: results[name] for name in ("base_model", "datasets") if results.get(name)}
-    facts |= {"num_pairs_seen": run["num_pairs_seen"], "evaluations": evaluations}
-    return facts | {"training": {name: value for name, value in lines.items() if value}}
+    return retrieval + [
+        EvalResult(
+            task_type=ZERO_SHOT,
+            dataset_type="imagefolder",
+            dataset_name="zero-shot set of the training",
+            metric_type=name,
+            metric_name=title,
+            metric_value=round(metrics[f"eval_zero_shot_{name}"], 4),
+        )
+        for name, title in ACCURACIES.items()
+        if f"eval_zero_shot_{name}" in metrics
+    ]
 
 
 def _evaluation_losses(history: list[dict[str, Any]]) -> str:
