@@ -23,6 +23,8 @@ def test_repositories_are_known_by_name_and_folders_by_their_files(tmp_path, mon
     assert base_model_of("mine/clip") == "them/clip"
     (tmp_path / "mine" / "clip" / "card.json").write_text('{"base_model": "us/clip"}')
     assert base_model_of("mine/clip") == "us/clip"
+    (tmp_path / "mine" / "clip" / "card.json").write_text("{")
+    assert base_model_of("mine/clip") is None
 
 
 @pytest.mark.parametrize("source", ["them/clip", "folder"])

@@ -1,12 +1,17 @@
 """The file that a run leaves: what was asked for, without what is secret."""
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+from transformers import TrainerCallback
 from transformers.utils import logging
 
+from clip_hf import ClipHfModel
+from clip_hf.model_card.trainings import facts_of_training
 from tests.tiny_models import tiny_model
 from tests.tiny_pairs import TinyPairs
 from tests.training.test_trainer import make_trainer
@@ -78,3 +83,35 @@ def test_places_of_data_are_written_but_nothing_that_opens_them(tmp_path, monkey
     assert results["command"] == f"scripts/train.py --train_data {' '.join(places)}"
     assert results["data_arguments"]["train_data"] == places
     assert results["data"] == {places[0]: {"read": 8, "broken": 0}}
+
+
+def test_what_a_run_took_is_not_said_of_one_that_goes_on(tmp_path):
+    """Its clock begins anew."""
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    for resumed_at, checkpoint in ((0, None), (1, str(tmp_path / "checkpoint-1"))):
+        make_trainer(tmp_path, **options).train(resume_from_checkpoint=checkpoint)
+        results = json.loads((tmp_path / "results.json").read_text())
+        assert results["resumed_at_step"] == resumed_at
+        facts = facts_of_training(results, {})
+        assert ("time" in facts["training"]) is (checkpoint is None) and facts["training"]["pairs seen"] == "16"
+        assert facts["num_pairs_seen"] == 16
+
+
+class DeleteFolder(TrainerCallback):
+    def on_step_end(self, args, state, control, **objects):
+        shutil.rmtree("outputs/gone")
+
+
+def test_a_folder_is_no_repository_even_if_it_is_gone(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    for card, callbacks in (("{}", [DeleteFolder()]), ("{", [])):
+        tiny_model("vit").save_pretrained("outputs/gone")
+        Path("outputs/gone/card.json").write_text(card)
+        model = ClipHfModel.from_pretrained("outputs/gone")
+        logging.enable_propagation()
+        make_trainer("run", model, callbacks=callbacks, max_steps=1).train()
+        logging.disable_propagation()
+        results = json.loads(Path("run/results.json").read_text())
+        assert results["base_model"] is None
+        assert "num_pairs_seen" not in facts_of_training(results, {})  # it knew something before
+    assert "card.json is not JSON" in caplog.text

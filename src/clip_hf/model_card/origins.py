@@ -6,13 +6,19 @@ from typing import Any
 
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
 
 from clip_hf.model_card.facts import CARD_FILE, RESULTS_FILE
 from clip_hf.model_card.json_files import read_json
 
+logger = logging.get_logger(__name__)
+
 
 def base_model_of(source: str) -> str | None:
     """Returns the repository on the Hub that a checkpoint is, or was made from; None where that is not known.
+
+    To be called when the checkpoint is opened: a folder that is gone has the name of a repository. Broken files are
+    warned of.
 
     Args:
         source: what was opened: a repository, a folder, whose card or results may know more, or a file; or nothing.
@@ -21,7 +27,11 @@ def base_model_of(source: str) -> str | None:
         return None
     if Path(source).exists():
         files = [Path(source) / name for name in (CARD_FILE, RESULTS_FILE)]
-        known = [read_json(file).get("base_model") for file in files if file.is_file()]
+        try:
+            known = [read_json(file).get("base_model") for file in files if file.is_file()]
+        except (OSError, ValueError) as error:
+            logger.warning(f"What {source} was made from is not known: {error}")
+            return None
         return next((name for name in known if isinstance(name, str)), None)
     try:
         validate_repo_id(source)

@@ -45,6 +45,14 @@ class ResultsCallback(TrainerCallback):
         self.facts |= {"command": shlex.join(without_credentials(sys.argv))}  # before quotes get into addresses
         self.facts |= {name: asdict(values) for name, values in options.items()}
 
+    def on_train_begin(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Notes what nobody knows at the end: which step this is, and what the model is, whose folder may go."""
+        if state.is_world_process_zero:
+            self.facts["resumed_at_step"] = state.global_step
+            self.facts["base_model"] = base_model_of(objects["model"].config.name_or_path)
+
     def on_train_end(
         self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
@@ -91,7 +99,6 @@ def collect_results(args: ClipTrainingArguments, state: TrainerState, model: Any
     metric = args.metric_for_best_model
     return {
         "model": model.config.to_dict(),
-        "base_model": base_model_of(model.config.name_or_path),
         "datasets": getattr(dataset, "repositories", []),
         "num_parameters": get_model_param_count(model),
         "training": {
