@@ -1,9 +1,11 @@
 import pytest
+from transformers.utils import logging
 
-from clip_hf import ClipHfTokenizer
+from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
 from clip_hf.data.sources import open_source
 from clip_hf.training import ClipTrainingArguments
-from clip_hf.training.model_args import ModelArguments, build_tokenizer
+from clip_hf.training.model_args import ModelArguments, build_model, build_tokenizer
+from tests.tiny_models import TEXT, VISION
 
 
 def build(folder, vocab_size=560, is_dry_run=False, **options) -> ClipHfTokenizer:
@@ -39,6 +41,46 @@ def test_a_dry_run_learns_one_and_writes_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["_unfinished"] and unfinished.exists()
     write_checkpoint(tmp_path / "checkpoint-1", build(tmp_path / "other"))
     assert len(build(tmp_path, 540, is_dry_run=True, resume_from_checkpoint="true")) == 560
+
+
+CAPTIONS = ["the quick brown fox jumps over the lazy dog", "pack my box with five dozen liquor jugs"] * 2
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A small ViT with its processor."""
+    tokenizer = ClipHfTokenizer.train(CAPTIONS, 540, 16)
+    text_config = TEXT | {"vocab_size": 540, "max_position_embeddings": 16}
+    model = ClipHfModel(ClipHfConfig(text_config=text_config, vision_config=VISION["vit"], projection_dim=32))
+    model.save_pretrained(tmp_path / "model")
+    ClipHfProcessor(ClipHfImageProcessor(size=32, crop_size=32), tokenizer).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "context_length", "problem"),
+    [
+        (550, 16, "has 550 tokens, but model .* only 540"),
+        (540, 20, "has 20 positions, but model .* only 16"),
+        (530, 16, "ends texts with the id 529, but .* looks for 539"),
+    ],
+)
+def test_a_tokenizer_that_the_model_cannot_read_is_refused(vocab_size, context_length, problem, checkpoint, tmp_path):
+    ClipHfTokenizer.train(CAPTIONS, vocab_size, context_length).save_pretrained(tmp_path / "other")
+    args = ModelArguments(model=str(checkpoint), tokenizer=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=problem):
+        build_model(args, [], ClipTrainingArguments(str(tmp_path), use_cpu=True))
+
+
+def test_another_vocabulary_is_warned_of(checkpoint, tmp_path, caplog):
+    logging.enable_propagation()
+    for name, captions in {"same": CAPTIONS, "other": [caption[::-1] for caption in CAPTIONS]}.items():
+        assert "another vocabulary" not in caplog.text
+        ClipHfTokenizer.train(captions, 540, 16).save_pretrained(tmp_path / name)
+        args = ModelArguments(model=str(checkpoint), tokenizer=str(tmp_path / name))
+        build_model(args, [], ClipTrainingArguments(str(tmp_path), use_cpu=True))
+    logging.disable_propagation()
+    assert "another vocabulary" in caplog.text
 
 
 class Killed(BaseException):

@@ -142,8 +142,8 @@ def _check_tokenizer(args: ModelArguments, tokenizer: ClipHfTokenizer, config: C
             raise ValueError(f"tokenizer {args.tokenizer} has {found:,} {what}, but model {args.model} only {most:,}")
     if tokenizer.eos_token_id != config.eos_token_id:
         raise ValueError(
-            f"tokenizer {args.tokenizer} ends texts with the id {tokenizer.eos_token_id}, but model {args.model} knows "
-            f"their end by {config.eos_token_id}: leave the tokenizer out, or train a new model for it"
+            f"tokenizer {args.tokenizer} ends texts with the id {tokenizer.eos_token_id}, but {args.model} looks "
+            f"for {config.eos_token_id}: leave the tokenizer out, or train a new model for it"
         )
     try:
         own = ClipHfTokenizer.from_pretrained(args.model).get_vocab()
