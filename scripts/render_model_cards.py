@@ -27,7 +27,10 @@ def render(path: Path) -> Path:
 
 
 # Facts that a folder has of itself; of a card that is there already, the others stay.
-OF_THE_FOLDER = ("name", "model_id", "config", "training", "num_pairs_seen", "curves", "evaluations")
+OF_THE_FOLDER = (
+    *("name", "model_id", "config", "training", "num_pairs_seen", "curves", "evaluations"),
+    *("base_model", "datasets", "conversion"),
+)
 
 
 def collect(folder: Path, path: Path) -> Path:

@@ -66,7 +66,7 @@ def test_every_card_is_what_its_facts_give(path):
     page = path.with_suffix(".md").read_text(encoding="utf-8")
     assert page == page_of_json(path), "run `make card`"
     assert f"Made by clip_hf from {path.name}:" in page
-    assert metadata(page)["license"]
+    assert metadata(page).get("license") == ("mit" if json.loads(path.read_text()).get("architecture") else None)
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -165,6 +165,19 @@ def test_the_page_knows_whether_code_comes_along():
     assert len(blocks) == 3 and all("clip_hf" in block.splitlines()[0] for block in blocks)
 
 
+def test_labels_are_read_as_they_are_written():
+    page = render(labels=["ein großer Hund", "猫 & l'oiseau"])
+    assert page.count("""["ein großer Hund", "猫 & l'oiseau"]""") == 3
+
+
+def test_a_license_of_ones_own_is_there_to_be_read():
+    for missing in ({}, {"license_name": "mine"}, {"license_link": "LICENSE"}):
+        with pytest.raises(ValueError, match="license is 'other', which needs license_name and license_link"):
+            render(license="other", **missing)
+    found = metadata(render(license="other", license_name="mine", license_link="LICENSE"))
+    assert (found["license"], found["license_name"], found["license_link"]) == ("other", "mine", "LICENSE")
+
+
 def test_metadata_survives_what_yaml_would_misread():
-    page = render(name="no: yes", license="other", evaluations=[MEASURED])
+    page = render(name="no: yes", license="mit", evaluations=[MEASURED])
     assert yaml.safe_load(page.split("---")[1])["model-index"][0]["name"] == "no: yes"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from clip_hf import ClipHfConfig
+from tests.hub.test_files import RESULTS
 from tests.tiny_models import tiny_config
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "render_model_cards.py"
@@ -51,6 +52,16 @@ def test_a_trained_model_gets_a_card_of_its_own(render, folder, tmp_path):
     (tmp_path / "tiny-v1.0.md").unlink()
     render(tmp_path / "tiny-v1.0.json")
     assert (tmp_path / "tiny-v1.0.md").read_text() == page
+
+
+def test_a_new_training_leaves_no_fact_of_the_one_before(render, folder, tmp_path):
+    before = {"base_model": "them/clip", "datasets": ["them/pairs"], "conversion": {"source": "them/clip"}}
+    (tmp_path / "tiny.json").write_text(json.dumps({"intended_use": "Tests.", "widget": [{"src": "a"}]} | before))
+    (folder / "results.json").write_text(json.dumps(RESULTS | {"datasets": ["me/pairs"]}))
+    render(folder, "--to", tmp_path / "tiny")
+    facts = json.loads((tmp_path / "tiny.json").read_text())
+    assert (facts["intended_use"], facts["widget"]) == ("Tests.", [{"src": "a"}])
+    assert {name: facts[name] for name in before if name in facts} == {"datasets": ["me/pairs"]}
 
 
 @pytest.mark.parametrize("arguments", [[], ["nowhere"], ["a", "b"]])

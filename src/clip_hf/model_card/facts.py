@@ -60,7 +60,8 @@ class ModelCardFacts:
         tags: beside those of every page.
 
     Raises:
-        ValueError: a fact is of another type, or a value of an evaluation is not in [0, 1].
+        ValueError: a fact is of another type, a license is not to be found, or a value of an evaluation is not in
+            [0, 1].
     """
 
     name: str
@@ -97,6 +98,10 @@ class ModelCardFacts:
             if not _is_of(getattr(self, one.name), one.type):
                 wanted = one.type.__name__ if isinstance(one.type, type) else one.type
                 raise ValueError(f"{one.name} is {getattr(self, one.name)!r}, but must be of type {wanted}")
+        if self.license == "other" and not (self.license_name and self.license_link):
+            raise ValueError(
+                "license is 'other', which needs license_name and license_link: add both, or leave it out"
+            )
         for evaluation in self.evaluations:
             value = evaluation.metric_value
             if not isinstance(value, int | float) or not 0 <= value <= 1:

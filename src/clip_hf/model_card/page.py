@@ -1,5 +1,6 @@
 """The page of a model, rendered from its facts: metadata that the Hub reads, and text for people."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def render_card(facts: ModelCardFacts, made_from: str = "config.json, results.js
         template_path=str(TEMPLATE),
         facts=facts,
         generated=f"{GENERATED}{made_from}: change it there, not here. -->",
+        labels=json.dumps(facts.labels, ensure_ascii=False),
         cell=_cell,
         config=config,
         towers=_towers(config, sizes),
