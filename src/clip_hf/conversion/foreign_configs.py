@@ -5,7 +5,7 @@ from typing import Any, cast
 import numpy as np
 from transformers import CLIPConfig
 
-from clip_hf.conversion.layouts import Layout
+from clip_hf.conversion.layouts import Layout, is_vit
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.configuration_clip_hf_towers import ClipHfTransformerConfig, default_num_heads
 from clip_hf.model.conversion_clip_hf import LEGACY_EOS_TOKEN_ID
@@ -33,7 +33,7 @@ def to_transformers_config(config: ClipHfConfig) -> CLIPConfig:
     Raises:
         ValueError: transformers' CLIP cannot be this model.
     """
-    _require("transformers", "its CLIPModel has no ResNet, only a ViT as image tower", _is_vit(config))
+    _require("transformers", "its CLIPModel has no ResNet, only a ViT as image tower", is_vit(config))
     eos_token_id = config.text_config.eos_token_id
     _require(
         "transformers", "its CLIPModel reads id 2 as the sign of an old file", eos_token_id != LEGACY_EOS_TOKEN_ID
@@ -78,7 +78,7 @@ def to_open_clip_model_config(config: ClipHfConfig) -> dict[str, Any]:
         "layers": text.num_hidden_layers,
     }
     vision_config = {"image_size": vision.image_size, "head_width": vision.hidden_size // vision.num_attention_heads}
-    if _is_vit(config):
+    if is_vit(config):
         vision_config |= {"layers": vision.num_hidden_layers, "width": vision.hidden_size}
         vision_config |= {"patch_size": vision.patch_size} | _mlp_ratio(vision)
     else:
@@ -97,7 +97,7 @@ def require_openai_architecture(config: ClipHfConfig, image_processor: ClipHfIma
     _require_common_traits("openai", config)
     heads = [tower.num_attention_heads == default_num_heads(tower.hidden_size) for tower in (text, vision)]
     _require("openai", "its code has heads of 64 channels", all(heads))
-    transformers = [text, vision] if _is_vit(config) else [text]
+    transformers = [text, vision] if is_vit(config) else [text]
     _require("openai", "its code has QuickGELU alone", text.hidden_act == "quick_gelu")
     _require("openai", "its code has MLPs of 4 times the width", not any(map(_mlp_ratio, transformers)))
     published = _to_preprocess_config(
@@ -110,7 +110,7 @@ def require_openai_architecture(config: ClipHfConfig, image_processor: ClipHfIma
 def _require_common_traits(layout: Layout, config: ClipHfConfig) -> None:
     """Raises ValueError where the model has what neither OpenCLIP nor OpenAI can have."""
     text, vision = config.text_config, config.vision_config
-    transformers = [text, vision] if _is_vit(config) else [text]
+    transformers = [text, vision] if is_vit(config) else [text]
     activations = {tower.hidden_act for tower in transformers}
     _require(layout, f"it has one of quick_gelu and gelu, not {activations}", activations in _ACTIVATIONS)
     _require(layout, "its layer norms add 1e-5", all(tower.layer_norm_eps == 1e-5 for tower in transformers))
@@ -136,10 +136,6 @@ def _mlp_ratio(tower: ClipHfTransformerConfig) -> dict[str, float]:
     inner, width = cast(int, tower.intermediate_size), tower.hidden_size
     # OpenCLIP multiplies and cuts off what is behind the point: half a channel keeps it from cutting one too many.
     return {} if inner == 4 * width else {"mlp_ratio": (inner + 0.5) / width}
-
-
-def _is_vit(config: ClipHfConfig) -> bool:
-    return config.vision_config.model_type == "clip_hf_vit"
 
 
 def _require(layout: Layout, reason: str, condition: bool) -> None:

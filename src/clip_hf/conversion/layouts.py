@@ -65,9 +65,7 @@ def foreign_names(name: str, layout: Layout, config: ClipHfConfig) -> tuple[str,
     """
     if layout == "clip_hf":
         return (name,)
-    table = (
-        _TO_TRANSFORMERS if layout == "transformers" else (_TO_OPENAI_VIT if _is_vit(config) else _TO_OPENAI_RESNET)
-    )
+    table = _TO_TRANSFORMERS if layout == "transformers" else (_TO_OPENAI_VIT if is_vit(config) else _TO_OPENAI_RESNET)
     for pattern, replacement in table:
         name = re.sub(pattern, replacement, name)
     if layout == "transformers" and ".qkv." in name:
@@ -136,6 +134,11 @@ def is_ignored(name: str) -> bool:
     return any(re.search(pattern, name) for pattern in IGNORED_KEYS)
 
 
+def is_vit(config: ClipHfConfig) -> bool:
+    """Returns whether the image tower is a ViT, and not a ResNet."""
+    return config.vision_config.model_type == "clip_hf_vit"
+
+
 def _as_ours(tensor: Tensor, name: str, layout: Layout, config: ClipHfConfig) -> Tensor:
     if name == "logit_scale" and tensor.numel() == 1:
         return tensor.reshape(1)
@@ -144,13 +147,9 @@ def _as_ours(tensor: Tensor, name: str, layout: Layout, config: ClipHfConfig) ->
 
 def _is_transposed(name: str, layout: Layout, config: ClipHfConfig) -> bool:
     is_projection = name == "text_model.projection.weight" or (
-        name == "vision_model.projection.weight" and _is_vit(config)
+        name == "vision_model.projection.weight" and is_vit(config)
     )
     return is_projection and layout in ("open_clip", "openai")
-
-
-def _is_vit(config: ClipHfConfig) -> bool:
-    return config.vision_config.model_type == "clip_hf_vit"
 
 
 def _raise_if_any(**problems: list[str]) -> None:
