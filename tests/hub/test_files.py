@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, CLIPModel, CLIPProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 
@@ -132,6 +132,53 @@ def test_broken_folders_are_refused(folder, tmp_path):
         names_of(folder)
     with pytest.raises(ValueError, match=r"has no config\.json"):
         names_of(tmp_path / "nowhere")
+
+
+def test_weights_of_another_model_are_refused(folder):
+    weights = load_file(folder / "model.safetensors")
+    name = "text_model.final_layer_norm.bias"
+    changes = {
+        f"1 missing: {name}": {name: None},
+        "1 superfluous: text_model.mine": {"text_model.mine": torch.zeros(2)},
+        rf"1 wrongly shaped: {name} .as ours \[65\] instead of \[64\]\)": {name: torch.zeros(65)},
+    }
+    for problem, change in changes.items():
+        changed = {name: tensor for name, tensor in (weights | change).items() if tensor is not None}
+        save_file(changed, folder / "model.safetensors")
+        with pytest.raises(ValueError, match=rf"{folder}: the weights do not fit the configuration; {problem}$"):
+            names_of(folder)
+    save_file(weights, folder / "model.safetensors")
+    names_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("model.safetensors.index.json", b"{}", r"index\.json has no weight_map"),
+        ("model.safetensors.index.json", b'{"weight_map": {"a": 1}}', r"index\.json has no weight_map"),
+        (
+            "config.json",
+            b'{"model_type": "clip_hf", "text_config": 3}',
+            r"config\.json is not that of a model of ours",
+        ),
+        ("config.json", {"auto_map": None}, "does not hold the model's code"),
+        ("config.json", {"auto_map": [1]}, "does not hold the model's code"),
+        ("processor_config.json", b"[]", "has no processor"),
+        ("tokenizer.json", b"[]", "has no processor"),
+        ("README.md", b"caf\xe9", r"README\.md is not UTF-8"),
+        ("results.json", b"caf\xe9", r"results\.json is not JSON"),
+        ("card.json", b'{"config": 3}', r"card\.json: config is 3"),
+    ],
+)
+def test_broken_files_are_named(folder, name, content, problem):
+    if "index" in name:
+        (folder / "model.safetensors").unlink()
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((folder / name).read_text()) | content).encode()
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=problem) as error:
+        names_of(folder, with_code=True)
+    assert str(folder) in str(error.value) and type(error.value) is ValueError
 
 
 def test_other_formats_lie_where_their_readers_look(folder, tmp_path):

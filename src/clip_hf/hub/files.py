@@ -7,9 +7,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+from transformers.integrations import is_deepspeed_zero3_enabled
 
-from clip_hf.conversion.layouts import Layout
+from clip_hf.conversion.layouts import Layout, from_layout
 from clip_hf.conversion.reading import read_checkpoint
 from clip_hf.conversion.writing import write_checkpoint
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
@@ -36,6 +39,8 @@ CODE = "*_clip_hf*.py"
 # The keys of a configuration that name code, and the files that have them.
 CODE_KEYS = ("auto_map", "custom_pipelines")
 CONFIGURATIONS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+# What transformers raises for JSON that is not what it should be.
+BROKEN_JSON = (OSError, ValueError, AttributeError, LookupError, TypeError, StrictDataclassError)
 # Of files that hold no text, in which a secret could be.
 NO_TEXT = (".safetensors", ".png")
 
@@ -70,16 +75,18 @@ def collected_files(
         raise ValueError(f"unknown formats {unknown}; the known ones are {', '.join(FORMATS)}")
     if "clip_hf" not in formats:
         raise ValueError(f"formats is {', '.join(formats)}, but the repository's page is about clip_hf: add it")
-    names = ["config.json", *_check_weights(folder)]
+    weights = _check_weights(folder)
     _check_model(folder)
+    _check_fit(folder, weights)
+    if with_code:
+        _check_code(folder)
     if needs_processor:
         _check_processor(folder)
+    names = ["config.json", *weights]
     for pattern in (*PROCESSOR_AND_RESULTS, *((CODE,) if with_code else ())):
         names += sorted(path.name for path in folder.glob(pattern))
     files: dict[str, Content] = {name: folder / name for name in names}
-    if with_code:
-        _check_code(folder)
-    else:
+    if not with_code:
         files |= {name: _without_code(folder / name) for name in CONFIGURATIONS if name in files}
     others = [name for name in FORMATS if name in formats and name != "clip_hf"]
     files[PAGE] = page_of_folder(folder, repo_id, has_code=with_code, formats=others, **facts).encode()
@@ -99,10 +106,30 @@ def _check_model(folder: Path) -> None:
         )
 
 
+def _check_fit(folder: Path, weights: list[str]) -> None:
+    """Raises ValueError unless the files hold the weights of the configuration's model, no fewer and no others."""
+    if is_deepspeed_zero3_enabled():
+        return  # every model would be divided among the processes as it is built, and this is one of them
+    tensors: dict[str, torch.Tensor] = {}
+    for name in weights:
+        if name.endswith(".safetensors"):
+            with safe_open(folder / name, "pt") as file:
+                shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+            tensors |= {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    try:
+        config = ClipHfConfig.from_pretrained(folder)
+    except BROKEN_JSON as error:
+        raise ValueError(f"{folder / 'config.json'} is not that of a model of ours: {error}") from error
+    try:
+        from_layout(tensors, "clip_hf", config)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
 def _check_processor(folder: Path) -> None:
     try:
         ClipHfProcessor.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except BROKEN_JSON as error:
         command = f"processor.save_pretrained({str(folder)!r})"
         raise ValueError(f"{folder} has no processor, without which nobody can use it: `{command}`") from error
 
@@ -115,7 +142,10 @@ def _check_weights(folder: Path) -> list[str]:
     if (folder / "model.safetensors").is_file() or not (folder / index).is_file():
         weights = ["model.safetensors"]
     else:
-        weights = sorted(set(read_json(folder / index)["weight_map"].values()))
+        weight_map = read_json(folder / index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{folder / index} has no weight_map, which names files: save the model again")
+        weights = sorted(set(weight_map.values()))
     for name in weights:
         try:
             with safe_open(folder / name, "pt"):
@@ -126,7 +156,8 @@ def _check_weights(folder: Path) -> list[str]:
 
 
 def _check_code(folder: Path) -> None:
-    modules = {name.partition(".")[0] for name in read_json(folder / "config.json").get("auto_map", {}).values()}
+    auto_map = read_json(folder / "config.json").get("auto_map")
+    modules = {str(name).partition(".")[0] for name in auto_map.values()} if isinstance(auto_map, dict) else set()
     if not modules or not all((folder / f"{module}.py").is_file() for module in modules):
         raise ValueError(
             f"{folder} does not hold the model's code: save the model there with save_pretrained, which brings it, or "

@@ -113,10 +113,14 @@ def page_of_folder(folder: Path, model_id: str, **defaults: Any) -> str:
         defaults: facts that card.json may replace.
 
     Raises:
-        ValueError: card.json or the head of the README is not valid.
+        ValueError: card.json or the head of the README is not valid, or the README is not UTF-8.
     """
     page = folder / "README.md"
-    if page.is_file() and is_by_hand(text := page.read_text(encoding="utf-8")):
+    try:
+        text = page.read_text(encoding="utf-8") if page.is_file() else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{page} is not UTF-8: {error}") from error
+    if text is not None and is_by_hand(text):
         try:
             ModelCard(text)
         except (ValueError, yaml.YAMLError) as error:
