@@ -127,6 +127,28 @@ def test_a_shared_prefix_saves_its_tokens(model, monkeypatch):
     assert lengths == [(1, 5), (40, ids.shape[1] - 5)]
 
 
+@pytest.mark.parametrize("way", ["checkpointing", "option", "configuration"])
+def test_a_prefix_is_not_shared_where_its_own_pass_would_show(way, model):
+    ids, options, names = prompts(model.config, 5), {"pooled_only": True}, ()
+    if way == "checkpointing":
+        model.train().activation_checkpointing_enable()
+    elif way == "option":
+        options["output_hidden_states"], names = True, ("hidden_states",)
+    else:
+        model.set_attn_implementation("eager")
+        model.text_model.config.output_attentions, names = True, ("attentions",)
+    expected, found = (model.text_model(ids, share_prefix=shares, **options) for shares in (False, True))
+    torch.testing.assert_close(found.text_embeds, expected.text_embeds)
+    for name in names:
+        assert [some.shape for some in found[name]] == [some.shape for some in expected[name]]
+
+
+@pytest.mark.parametrize("share_prefix", [False, True])
+def test_no_texts_are_an_error(share_prefix, model):
+    with pytest.raises(ValueError, match=r"there are no texts, input_ids has the shape \(0, 16\)"):
+        model.text_model(random_ids(model.config)[:0], pooled_only=True, share_prefix=share_prefix)
+
+
 def test_length_of_a_shared_prefix(model):
     eos = model.config.text_config.eos_token_id
     for length in (0, 1, 5):

@@ -60,13 +60,15 @@ def shared_prefix_length(input_ids: Tensor, eos_token_id: int) -> int:
         input_ids: (B, L), each row with an end-of-text token.
         eos_token_id: the end-of-text id.
     """
-    is_shared = (input_ids == input_ids[0]).all(dim=0) & (input_ids != eos_token_id).all(dim=0)
+    is_shared = (input_ids == input_ids[:1]).all(dim=0) & (input_ids != eos_token_id).all(dim=0)
     length = int(is_shared.int().cumprod(dim=0).sum())
     return length if length * (len(input_ids) - 1) >= MIN_SHARED_TOKENS else 0
 
 
 def require_end_of_text(is_eos: Tensor, eos_token_id: int) -> None:
-    """Raises ValueError unless every row of `is_eos`, (B, L), has a True."""
+    """Raises ValueError unless every row of `is_eos`, (B, L), has a True, and there is one."""
+    if not len(is_eos):
+        raise ValueError(f"there are no texts, input_ids has the shape {tuple(is_eos.shape)}: give one at least")
     rows = (~is_eos.any(dim=-1)).nonzero().flatten().tolist()
     if rows:
         raise ValueError(
@@ -165,7 +167,8 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
             attention_mask: taken from tokenizers and not needed: no position sees the padding to its right.
             pooled_only: compute the last block at the ends of the texts alone, and return no `last_hidden_state`.
             share_prefix: compute what all texts begin with, such as a template of prompts, once for all of them; the
-                tower is causal. Goes with `pooled_only`, and not into compiled or exported models.
+                tower is causal. Goes with `pooled_only`, and not into compiled or exported models. Where hidden states
+                or attentions are asked for, too, or activations checkpointed, each text is computed as a whole.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
@@ -180,7 +183,8 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
         is_eos = input_ids == self.config.eos_token_id
         if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
             require_end_of_text(is_eos, self.config.eos_token_id)
-        prefix_length = shared_prefix_length(input_ids, self.config.eos_token_id) if share_prefix else 0
+        shares_prefix = share_prefix and self._can_share_prefix(kwargs)
+        prefix_length = shared_prefix_length(input_ids, self.config.eos_token_id) if shares_prefix else 0
         prefix = self._encode_prefix(input_ids[:1, :prefix_length], len(input_ids)) if prefix_length else None
         # argmax of equal values gives the first; integers of 64 bits are not among those every exporter can rank.
         ends = is_eos[:, prefix_length:].int().argmax(dim=-1)
@@ -192,6 +196,13 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
             pooler_output=feature,
             text_embeds=None if self.projection is None else self.projection(feature),
         )
+
+    def _can_share_prefix(self, kwargs: dict[str, Any]) -> bool:
+        """Whether nothing of the prefix's own pass would be recorded, and checkpointed layers do not drop its keys."""
+        names = (f"output_{name}" for name in self._can_record_outputs)
+        is_recorded = any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
+        is_checkpointed = self.training and any(layer.gradient_checkpointing for layer in self.layers)
+        return not is_recorded and not is_checkpointed
 
     def _encode_prefix(self, input_ids: Tensor, number: int) -> DynamicCache:
         """Returns the keys and values of a prefix (1, P), for a number of texts that begin with it."""
