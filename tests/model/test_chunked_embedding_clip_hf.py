@@ -118,6 +118,26 @@ def test_texts_of_a_whole_batch_are_embedded_in_groups_of_like_length(monkeypatc
 def test_a_text_without_an_end_is_an_error():
     with pytest.raises(ValueError, match="no end-of-text token 9"):
         embed_texts_in_chunks(lambda chunk: chunk, torch.ones(4, 3, dtype=torch.long), 9, chunk_size=2)
+    ids = torch.tensor([[1, 1, 9], [1, 9, 9], [1, 1, 1], [9, 9, 9]])  # by length, the third would come first
+    with pytest.raises(ValueError, match=r"1 of 4 texts \(first: number 2\)"):
+        embed_texts_in_chunks(lambda chunk: chunk, ids, 9, chunk_size=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chunk_sizes": (4,)}, r"chunk_sizes is \(4,\), but must be two numbers of 1 or more, or None"),
+        ({"chunk_sizes": (4, 0)}, r"chunk_sizes is \(4, 0\)"),
+        ({"chunk_sizes": (-1, None)}, r"chunk_sizes is \(-1, None\)"),
+        ({"chunk_sizes": (2, 2), "return_loss": True}, "but return_loss came along: leave it out"),
+        ({"chunk_sizes": (2, 2), "output_attentions": True}, "but output_attentions came along"),
+    ],
+)
+def test_what_chunks_do_not_give_is_refused(options, message):
+    model = tiny_model("vit")
+    with pytest.raises(ValueError, match=message):
+        model(random_ids(model.config), random_pixels(model.config), **options)
+    model(random_ids(model.config), random_pixels(model.config), chunk_sizes=(2, None), return_loss=False)
 
 
 @pytest.mark.parametrize("tower", TOWERS)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .modeling_clip_hf_text import trim_padding
+from .modeling_clip_hf_text import require_end_of_text, trim_padding
 
 CHUNKS_PER_TRIM = 4
 # Of a batch that is not chunked. More, smaller groups would have less padding, but fill an accelerator worse.
@@ -63,7 +63,9 @@ def embed_texts_in_chunks(
     size = chunk_size if is_recomputed else max(MIN_LENGTH_GROUP, math.ceil(len(input_ids) / NUM_LENGTH_GROUPS))
     if size >= len(input_ids):
         return embed(trim_padding(input_ids, eos_token_id))
-    order = (input_ids == eos_token_id).int().argmax(dim=-1).argsort()
+    is_eos = input_ids == eos_token_id
+    require_end_of_text(is_eos, eos_token_id)  # here, where texts have the numbers by which the caller knows them
+    order = is_eos.int().argmax(dim=-1).argsort()
     # All are trimmed before the first is embedded: on an accelerator, asking for a length waits for all work given.
     chunks = [trim_padding(chunk, eos_token_id) for chunk in input_ids[order].split(size)]
     embeds = _embed_each(embed, chunks) if is_recomputed else torch.cat([embed(chunk) for chunk in chunks])

@@ -4,6 +4,7 @@ Shapes: B batch (I images, T texts where they differ), L tokens, E joint embeddi
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -214,13 +215,15 @@ class ClipHfModel(ClipHfPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
-            ValueError: there is neither text nor image, or the loss is asked for without both.
+            ValueError: there is neither text nor image, the loss is asked for without both, or `chunk_sizes` are not
+                two, or given with what they leave out.
         """
         if input_ids is None and pixel_values is None:
             raise ValueError("forward got neither input_ids nor pixel_values: give one or both")
         if return_loss and (input_ids is None or pixel_values is None):
             raise ValueError("return_loss=True needs both input_ids and pixel_values")
         if chunk_sizes is not None:
+            _check_chunk_sizes(chunk_sizes, {"return_loss": return_loss, **kwargs})
             return self._embed_in_chunks(input_ids, pixel_values, interpolate_pos_encoding, *chunk_sizes)
         fields: dict[str, Any] = {}
         if input_ids is not None:
@@ -285,6 +288,17 @@ class ClipHfModel(ClipHfPreTrainedModel):
         super()._init_weights(module)
         if module is self:
             init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+
+
+def _check_chunk_sizes(chunk_sizes: Sequence[int | None], options: dict[str, Any]) -> None:
+    if len(chunk_sizes) != 2 or any(size is not None and size < 1 for size in chunk_sizes):
+        raise ValueError(f"chunk_sizes is {chunk_sizes}, but must be two numbers of 1 or more, or None: images, texts")
+    given = [name for name, value in options.items() if value]
+    if given:
+        raise ValueError(
+            f"chunk_sizes gives embeddings alone, but {', '.join(given)} came along: leave it out, or pass the "
+            "embeddings to clip_hf.losses.clip_loss"
+        )
 
 
 def _with_projected_feature(output: ModelOutput, embeds: Tensor) -> BaseModelOutputWithPooling:
