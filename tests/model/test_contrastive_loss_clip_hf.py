@@ -110,6 +110,20 @@ def test_shapes_are_checked(image_shape, text_shape, message):
         contrastive_loss(torch.ones(image_shape), torch.ones(text_shape), torch.tensor(1.0))
 
 
+def test_precisions_that_are_inherited_stay_so():
+    """Pinned by the loss, they would not follow what is set for all later."""
+    try:
+        torch.backends.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        contrastive_loss(*_pairs(4, 8, torch.float32), torch.tensor(1.0))
+        matmuls = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+        assert [matmul.fp32_precision for matmul in matmuls] == ["tf32", "bf16"]
+        torch.backends.fp32_precision = "ieee"
+        assert [matmul.fp32_precision for matmul in matmuls] == ["ieee", "bf16"]
+    finally:
+        torch.backends.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
 def test_scale_must_be_one_number():
     with pytest.raises(ValueError, match=r"scale must be a tensor of 1 number.*\(2,\)"):
         contrastive_loss(torch.ones(4, 8), torch.ones(4, 8), torch.ones(2))

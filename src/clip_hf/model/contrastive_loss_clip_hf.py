@@ -21,15 +21,20 @@ def whole_float32(device_type: str) -> Iterator[None]:
     Args:
         device_type: of the matrices.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [backend.fp32_precision for backend in backends]
+    libraries: Any = torch.backends
+    parents = {libraries.cuda.matmul: libraries.cudnn, libraries.mkldnn.matmul: libraries.mkldnn}
+    before = {}
+    for backend, parent in parents.items():
+        precision = backend.fp32_precision
+        # What is the parent's is taken for inherited, and is to follow it again: "none" says so.
+        before[backend] = "none" if precision == parent.fp32_precision else precision
     try:
-        for backend in backends:
+        for backend in before:
             backend.fp32_precision = "ieee"
         with torch.autocast(device_type, enabled=False):
             yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
+        for backend, precision in before.items():
             backend.fp32_precision = precision
 
 
