@@ -210,6 +210,14 @@ class TestOptions:
         assert pixels.shape == (224, 10)
         assert pixels[0].tolist() == [0, 0, 255, 255, 255, 255, 255, 0, 0, 0]  # (10 - 5) // 2 columns on the left
 
+    def test_a_crop_wider_than_a_narrow_image_is_black_around_however_long(self, monkeypatch):
+        processor = ClipHfImageProcessor(size=24, crop_size=(24, 31), **BYTES)
+        image = Image.new("RGB", (10, 300), "white")
+        for most in (processing.LARGEST_RESIZE, 100):
+            monkeypatch.setattr(processing, "LARGEST_RESIZE", most)
+            pixels = run(processor, image)[0, 0]
+            assert pixels.unique(dim=0).tolist() == [[0] * 3 + [255] * 24 + [0] * 4]
+
     def test_statistics_and_factor(self):
         image = noise(224, 224)
         raw = run(ClipHfImageProcessor(), image, **BYTES)
@@ -245,6 +253,11 @@ class TestOptions:
             ({"do_normalize": False}, ValueError, "take such floats for normalised ones"),
             ({"do_rescale": False}, ValueError, "take such floats for normalised ones"),
             ({"crop_size": 336}, ValueError, "size=336, crop_size=336"),
+            (
+                {"size": {"height": 224, "width": 224}, "crop_size": {"height": 336, "width": 224}},
+                ValueError,
+                "every image would get black borders",
+            ),
             ({"size": {"longest_edge": 224}}, ValueError, "must have the key shortest_edge"),
             ({"crop_size": {"shortest_edge": 224}}, ValueError, "must have the keys height and width"),
             ({"size": 0, "crop_size": 0}, ValueError, "must be 1 or more pixels"),

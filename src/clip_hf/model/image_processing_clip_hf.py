@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional
 from transformers import BatchFeature
@@ -297,7 +297,8 @@ def _validate_sizes(
         raise ValueError(f"size={dict(size)} and crop_size={dict(crop_size)} must be 1 or more pixels")
     if do_resize and do_center_crop:
         height, width = size.height or size.shortest_edge, size.width or size.shortest_edge
-        if crop_size.height > height and crop_size.width > width:
+        exceeds = crop_size.height > height, crop_size.width > width
+        if all(exceeds) or (any(exceeds) and not size.shortest_edge):  # else the other side may be long enough
             raise ValueError(
                 f"crop_size={dict(crop_size)} is larger than size={dict(size)}: every image would get black borders. "
                 "For another resolution set both, as in size=336, crop_size=336"
@@ -343,5 +344,7 @@ def _resize_within(
     """Computes only the box of the resized image: a photo of 1x20000 would fill 4 GB at 224 x 4,480,000."""
     scale_x, scale_y = image.width / resized[0], image.height / resized[1]
     left, top, right, bottom = box
-    source = (left * scale_x, top * scale_y, min(right * scale_x, image.width), min(bottom * scale_y, image.height))
-    return image.resize((right - left, bottom - top), resample, box=source)
+    x, y, x_end, y_end = max(left, 0), max(top, 0), min(right, resized[0]), min(bottom, resized[1])
+    source = (x * scale_x, y * scale_y, min(x_end * scale_x, image.width), min(y_end * scale_y, image.height))
+    inside = image.resize((x_end - x, y_end - y), resample, box=source)
+    return ImageOps.expand(inside, (x - left, y - top, right - x_end, bottom - y_end))
