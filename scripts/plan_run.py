@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from clip_hf.data.data_args import DataArguments
 from clip_hf.training import ClipTrainingArguments
+from clip_hf.training.combinations import check_options
 from clip_hf.training.mistakes import told_in_a_line
 from clip_hf.training.model_args import ModelArguments
 from clip_hf.training.planning import DIVIDED, Hardware, Plan, Training, plan
-from clip_hf.training.recipe import parse_recipe
+from clip_hf.training.recipe import parse_recipe, read_recipe
 from clip_hf.training.zero_shot import ZeroShotArguments
 
 
@@ -24,10 +25,13 @@ def read_training(
 ) -> Training:
     """Returns what a recipe trains, with more options of scripts/train.py."""
     classes = (ModelArguments, DataArguments, ZeroShotArguments, ClipTrainingArguments)
-    model_args, _, _, args = parse_recipe(classes, None, [recipe, "--use_cpu", "--train_data", "any", *more])
+    data = () if "train_data" in read_recipe(recipe) else ("--train_data", "any")
+    no_engine = ("--deepspeed", "", "--fsdp", "false")  # which would want its launcher
+    model_args, _, _, args = parse_recipe(classes, None, [recipe, "--use_cpu", *data, *more, *no_engine])
     if architecture is not None:
         model_args.model, model_args.architecture = None, architecture
     try:
+        check_options(args, model_args.build_config())
         return Training.from_options(model_args, args, num_devices, text_length)
     except OSError as error:
         problem = f"{recipe} trains {model_args.model} further, which is not there: say of which --architecture it is"

@@ -39,15 +39,22 @@ def arguments(folder="outputs", **options) -> ClipTrainingArguments:
         ),
         ("vit", {"smaller_image_sizes": [20]}, "smaller_image_sizes has 20"),
         ("resnet", {"smaller_image_sizes": [48]}, "take multiples of 32"),
-        ("vit", {"optim": "adamw_torch_8bit"}, "pip install torchao"),
-        ("vit", {"optim": "adamw_bnb_8bit"}, "pip install bitsandbytes"),
         ("vit", {"optim": "adamw_bnb_8bit", "image_locked_steps": 2}, "counts the steps of a locked tower"),
     ],
 )
-def test_what_cannot_go_together_is_named(tower, options, problem, monkeypatch):
-    monkeypatch.setattr("clip_hf.training.combinations.find_spec", lambda name: None)
+def test_what_cannot_go_together_is_named(tower, options, problem):
     with pytest.raises(ValueError, match=problem):
         check_options(arguments(**options), tiny_config(tower))
+
+
+@pytest.mark.parametrize(
+    ("optim", "library"),
+    [("adamw_torch_8bit", "torchao"), ("adamw_torch_4bit", "torchao"), ("lion_8bit", "bitsandbytes")],
+)
+def test_an_optimizer_whose_library_is_missing_is_refused(optim, library, monkeypatch):
+    monkeypatch.setattr("clip_hf.training.combinations.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=f"pip install {library}"):
+        check(ModelArguments(), arguments(optim=optim))
 
 
 def test_what_can_go_together_is_not():

@@ -163,6 +163,21 @@ def test_a_recipe_is_read_as_the_training_reads_it(tmp_path):
         read_training(str(recipe), 4, 16)
 
 
+def test_a_recipe_of_several_sources_engines_and_libraries_is_planned_anywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr("clip_hf.training.combinations.find_spec", lambda name: None)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "output_dir: out\ntrain_data: [one, two]\ntrain_weights: [3, 1]\nglobal_batch_size: 64\n"
+        "deepspeed: scripts/deepspeed/zero3.json\noptim: adamw_torch_8bit\nema_decay: 0.9\n"
+    )
+    assert read_training(str(recipe), 4, 16).optimizer == "adamw_torch_8bit"
+    recipe.write_text("output_dir: out\nfsdp: true\n")
+    read_training(str(recipe), 4, 16, more=["--train_data", "one", "two", "--train_weights", "3", "1"])
+    recipe.write_text("output_dir: out\narchitecture: RN50\npatch_dropout: 0.5\n")
+    with pytest.raises(ValueError, match="image tower is a ResNet"):
+        read_training(str(recipe), 4, 16)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.training_args import OptimizerNames
 
 from clip_hf.data.data_args import DataArguments
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
@@ -34,10 +35,17 @@ def check_command(
         args: of the training.
 
     Raises:
-        ValueError: some cannot go together, or a new run is to begin among the checkpoints of another.
+        ValueError: some cannot go together, or need a library that is missing; or a new run is to begin among the
+            checkpoints of another.
     """
     config, folder = model_args.build_config(), Path(args.output_dir)
     check_options(args, config)
+    library = _library_of(args)
+    if library is not None and find_spec(library) is None:
+        raise ValueError(
+            f"optim is {OptimizerNames(args.optim).value}, which needs a library that is not installed: "
+            f"`pip install {library}`"
+        )
     check_own_batches(args)
     for name, value in {"eval_data": data_args.eval_data, "zero_shot_data": zero_shot_args.zero_shot_data}.items():
         if value is not None and args.eval_strategy == IntervalStrategy.NO:
@@ -74,7 +82,7 @@ def check_options(args: ClipTrainingArguments, config: ClipHfConfig) -> None:
         config: of the model.
 
     Raises:
-        ValueError: options cannot go together, or need another image tower or a library that is missing.
+        ValueError: options cannot go together, or need another image tower.
     """
     _check_image_tower(args, config.vision_config.model_type == "clip_hf_vit")
     _check_sizes(args, config)
@@ -188,18 +196,20 @@ def _has_temporary_lock(args: ClipTrainingArguments) -> bool:
     return any(steps not in (0, WHOLE_RUN) for steps in (args.image_locked_steps, args.text_locked_steps))
 
 
-def _check_optimizer(args: ClipTrainingArguments) -> None:
-    optimizer = str(getattr(args.optim, "value", args.optim))
+def _library_of(args: ClipTrainingArguments) -> str | None:
+    """The library of an optimizer with averages of few bits."""
+    optimizer = OptimizerNames(args.optim).value
     if not optimizer.endswith("bit"):
-        return
-    library = "torchao" if optimizer.startswith("adamw_torch") else "bitsandbytes"
-    if library == "bitsandbytes" and _has_temporary_lock(args):
+        return None
+    return "torchao" if optimizer.startswith("adamw_torch") else "bitsandbytes"
+
+
+def _check_optimizer(args: ClipTrainingArguments) -> None:
+    if _library_of(args) == "bitsandbytes" and _has_temporary_lock(args):
         raise ValueError(
-            f"optim is {optimizer}, which counts the steps of a locked tower and would start it with steps far too "
-            "large: take adamw_torch_8bit, or lock the tower for the whole run"
+            f"optim is {OptimizerNames(args.optim).value}, which counts the steps of a locked tower and would "
+            "start it with steps far too large: take adamw_torch_8bit, or lock the tower for the whole run"
         )
-    if find_spec(library) is None:
-        raise ValueError(f"optim is {optimizer}, which needs a library that is not installed: `pip install {library}`")
 
 
 def _check_engine(args: ClipTrainingArguments) -> None:

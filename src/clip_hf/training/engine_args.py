@@ -38,7 +38,7 @@ def require_engine_options(args: TrainingArguments) -> None:
                 f"it, behind {sys.argv[0]}"
             )
     config = args.deepspeed
-    if isinstance(config, str) and not config.lstrip().startswith("{") and not Path(config).is_file():
+    if config and isinstance(config, str) and not config.lstrip().startswith("{") and not Path(config).is_file():
         raise ValueError(
             f"deepspeed is '{config}', but there is no such file: scripts/deepspeed has one for each stage"
         )
