@@ -80,6 +80,8 @@ class TestArrays:
     def test_an_ambiguous_layout_can_be_told(self):
         assert decode_source(PIXELS[:3], "it", "channels_first").size == (3, 50)
         assert decode_source(PIXELS[:3], "it", "channels_last").size == (50, 3)
+        with pytest.raises(ValueError, match=r"input_data_format is 'channel_first', but must be one of \('"):
+            decode_source(PIXELS[:3], "it", "channel_first")
 
     @pytest.mark.parametrize(
         "array",
@@ -128,6 +130,8 @@ class TestUrls:
     def test_data(self):
         url = "data:image/png;base64," + base64.b64encode(png()).decode()
         assert np.array_equal(np.array(decode_source(url, "it")), PIXELS)
+        lines = "data:image/png;base64,\n" + base64.encodebytes(png()).decode()
+        assert np.array_equal(np.array(decode_source(lines, "it")), PIXELS)
         with pytest.raises(ImageDecodingError, match=r"^data:image/png;base64,\?\?: "):
             decode_source("data:image/png;base64,??", "it")
         with pytest.raises(ImageDecodingError, match=r"^data:image/png;base64,.{58}: ") as caught:

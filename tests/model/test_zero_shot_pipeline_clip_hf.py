@@ -173,6 +173,7 @@ def test_images_of_every_kind_are_taken(pipe, tmp_path):
                 str(tmp_path / "picture.png"),
                 f"http://127.0.0.1:{server.server_port}/picture.png",
                 base64.b64encode(data.getvalue()).decode(),
+                base64.encodebytes(data.getvalue()).decode(),  # in lines
                 tmp_path / "picture.png",
                 data.getvalue(),
             ],
@@ -182,7 +183,7 @@ def test_images_of_every_kind_are_taken(pipe, tmp_path):
     finally:
         server.shutdown()
         server.server_close()
-    assert answers == [answers[0]] * 6
+    assert answers == [answers[0]] * 7
 
 
 def test_messy_images_are_read_as_the_image_processor_reads_them(pipe, test_data):
@@ -198,8 +199,9 @@ def test_messy_images_are_read_as_the_image_processor_reads_them(pipe, test_data
 
 
 def test_a_missing_image_is_named(pipe):
-    for name in ("no/such/dog.jpg", "nosuchdo"):  # the second could be base64
-        with pytest.raises(ValueError, match=name):
+    both = "nosuchdo is neither a file that exists nor an image in base64"
+    for name, message in {"no/such/dog.jpg": "no/such/dog.jpg", "nosuchdo": both}.items():
+        with pytest.raises(ValueError, match=message):
             pipe(name, candidate_labels=NAMES)
 
 

@@ -14,6 +14,7 @@ from transformers.image_utils import infer_channel_dimension_format
 from .image_decoding_clip_hf import ImageDecodingError, decode_image
 
 _CHANNELS = (1, 3, 4)
+_DATA_FORMATS = ("channels_first", "channels_last", None)
 _SECONDS = 60  # that a server may take for an image
 
 
@@ -41,8 +42,10 @@ def decode_source(
     Raises:
         ImageDecodingError: the image is broken, missing or out of reach.
         TypeError: it is of no type listed above.
-        ValueError: it is an array that is no image.
+        ValueError: it is an array that is no image, or `input_data_format` is neither of the two.
     """
+    if input_data_format not in _DATA_FORMATS:
+        raise ValueError(f"input_data_format is {input_data_format!r}, but must be one of {_DATA_FORMATS}")
     if isinstance(image, np.ndarray | Tensor):
         return decode_image(_array_to_image(image, name, input_data_format), name=name)
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
@@ -50,10 +53,19 @@ def decode_source(
     return decode_image(image, name=None if isinstance(image, str | os.PathLike) else name)
 
 
+def decode_base64(text: str) -> bytes:
+    """Returns the bytes of a base64 text, which may be broken into lines.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return base64.b64decode("".join(text.split()), validate=True)
+
+
 def _fetch(url: str, timeout: float) -> bytes:
     try:
         if url.startswith("data:"):
-            return base64.b64decode(url.partition(",")[2], validate=True)
+            return decode_base64(url.partition(",")[2])
         return httpx.get(url, follow_redirects=True, timeout=timeout).raise_for_status().content
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ImageDecodingError(f"{url:.80}: {type(error).__name__}: {error}") from error

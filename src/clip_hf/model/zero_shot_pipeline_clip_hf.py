@@ -1,7 +1,5 @@
 """The zero-shot pipeline that computes the features of a label set once (CLIP paper, section 3.1)."""
 
-import base64
-import binascii
 import os
 from pkgutil import resolve_name
 from typing import Any
@@ -10,7 +8,8 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY, ZeroShotImageClassificationPipeline
 
-from .image_sources_clip_hf import decode_source
+from .image_decoding_clip_hf import ImageDecodingError
+from .image_sources_clip_hf import decode_base64, decode_source
 from .text_weights_clip_hf import check_model
 from .zero_shot_clip_hf import ZeroShotClassifier, check_strings, check_templates
 
@@ -55,10 +54,21 @@ class ClipHfZeroShotPipeline(ZeroShotImageClassificationPipeline):
         self._classifiers.clear()
 
     def preprocess(self, image: Any, timeout: float | None = None) -> BatchFeature:
-        """Returns the `pixel_values` (1, 3, H, W) of a base64 string, or of what `decode_source` reads."""
+        """Returns the `pixel_values` (1, 3, H, W) of a base64 string, or of what `decode_source` reads.
+
+        Raises:
+            ValueError: as `decode_source`.
+        """
         name = f"{image:.80}" if isinstance(image, str) else "the image"
-        image = decode_source(_decode_base64(image), name, timeout=timeout)
-        return self.image_processor(images=[image], return_tensors="pt").to(self.dtype)
+        source = _decode_base64(image)
+        try:
+            decoded = decode_source(source, name, timeout=timeout)
+        except ImageDecodingError as error:
+            if source is image:
+                raise
+            message = f"{name} is neither a file that exists nor an image in base64"
+            raise ImageDecodingError(f"{message}: {error}") from error
+        return self.image_processor(images=[decoded], return_tensors="pt").to(self.dtype)
 
     def postprocess(self, model_outputs: dict[str, Tensor], candidate_labels: tuple[str, ...]) -> list[dict[str, Any]]:
         """Returns the labels with their probabilities ("score", "label"), the best first."""
@@ -107,8 +117,8 @@ def _decode_base64(image: Any) -> Any:
     if not isinstance(image, str) or os.path.exists(image):
         return image
     try:
-        return base64.b64decode(image, validate=True)
-    except binascii.Error:  # a URL, or a file that is not there
+        return decode_base64(image)
+    except ValueError:  # a URL, or a file that is not there
         return image
 
 
