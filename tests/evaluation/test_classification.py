@@ -117,7 +117,7 @@ def test_blocks_change_nothing(monkeypatch):
     )
     labels = torch.arange(50) % 6
     whole = classify(features, weights, 20.0, labels)
-    monkeypatch.setattr("clip_hf.evaluation.zero_shot.IMAGES_PER_BLOCK", 7)
+    monkeypatch.setattr("clip_hf.evaluation.zero_shot.LOGITS_PER_BLOCK", 7 * 6)
     for one, other in zip(whole, classify(features, weights, 20.0, labels), strict=True):
         torch.testing.assert_close(one, other)
     expected = predict(20 * features.double() @ weights.double().T, labels)

@@ -12,6 +12,7 @@ from clip_hf.data.columns import Columns
 from clip_hf.data.sources import open_source
 from clip_hf.evaluation import features
 from clip_hf.evaluation.features import digest_image
+from clip_hf.model import zero_shot_clip_hf
 from tests.evaluation.tiny_evaluation import (
     MODELS,
     open_cache,
@@ -61,6 +62,13 @@ def test_features_equal_the_plain_computation(kind, photos, tmp_path):
     for text, embed in zip(TEXTS, cache.embed_texts(TEXTS), strict=True):
         input_ids = tokenizer_of(kind)(text, return_tensors="pt", **padding)["input_ids"]
         torch.testing.assert_close(embed, unit(model.get_text_features(input_ids).pooler_output)[0])
+
+
+def test_texts_that_are_cut_are_told(checkpoint, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(zero_shot_clip_hf.logger, "warning", warnings.append)
+    open_cache(checkpoint, tmp_path / "cache").embedder.embed_texts(["a dog", "dog " * 40])
+    assert warnings == ["1 of 2 texts are longer than 24 tokens and were cut"]
 
 
 def test_a_second_run_needs_no_model(checkpoint, photos, tmp_path, monkeypatch):

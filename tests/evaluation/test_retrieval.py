@@ -152,11 +152,13 @@ def test_probabilities_of_ties_are_those_of_drawing(better, equal, right):
         assert ranks.found(k).item() == pytest.approx(np.mean([place <= k for place in places]))
 
 
-def test_answers_are_the_most_similar():
+@pytest.mark.parametrize("block", [3, 4096])
+def test_answers_are_the_most_similar(block, monkeypatch):
+    monkeypatch.setattr("clip_hf.evaluation.retrieval.TILE_SIZE", block)
     values, indices = most_similar(unit(3, 8), unit(20, 8, seed=1), 4)
     table = unit(3, 8).double() @ unit(20, 8, seed=1).double().T
     assert torch.equal(indices, table.argsort(dim=1, descending=True)[:, :4])
-    assert torch.equal(values, table.gather(1, indices))
+    torch.testing.assert_close(values, table.gather(1, indices), rtol=0, atol=1e-15)
     assert most_similar(unit(3, 8), unit(2, 8), 4)[1].shape == (3, 2)
 
 

@@ -25,7 +25,7 @@ from transformers import BatchFeature, PreTrainedModel
 from clip_hf.distributed import rank, world_size
 from clip_hf.model.image_sources_clip_hf import decode_source
 from clip_hf.model.normalization_clip_hf import require_same_normalization
-from clip_hf.model.zero_shot_clip_hf import image_feature_options, text_feature_options
+from clip_hf.model.zero_shot_clip_hf import image_feature_options, text_feature_options, warn_of_cut_texts
 
 Modality = Literal["image", "text"]
 DESCRIPTION_FILE = "embedding.json"
@@ -123,7 +123,9 @@ class Embedder:
         length = min(self.tokenizer.model_max_length, self.model.config.text_config.max_position_embeddings)
         is_siglip = self.model.config.model_type == "siglip"
         padding = {"padding": "max_length", "max_length": length} if is_siglip else {}
-        ids = self.tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+        encoding = self.tokenizer(list(texts), truncation=True, max_length=length)
+        warn_of_cut_texts(encoding, length)
+        ids = encoding["input_ids"]
         order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
         embeds = []
         for start in range(0, len(order), self.batch_size):

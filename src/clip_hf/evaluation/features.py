@@ -100,7 +100,7 @@ class ImageFeatures(NamedTuple):
             [self.places[row] for row in whole],
             [self.ids[row] for row in whole],
             [texts[row] for row in whole],
-            self.features[whole],
+            self.features[whole] if len(whole) < len(self.ids) else self.features,
             self.broken,
             [id_ for id_, some in zip(self.ids, texts, strict=True) if not some],
         )
@@ -146,11 +146,12 @@ class FeatureCache:
         broken = [entry for chunk in chunks for entry in chunk.broken]
         if len(broken) == len(samples):
             raise ValueError(f"not one of {len(samples)} images can be read; the first: {broken[0]['reason']}")
-        features = torch.cat([_read(chunk.file) for chunk in chunks if chunk.places])
-        assert len(features) == sum(len(chunk.places) for chunk in chunks)
+        digests = [digest for chunk in chunks for digest in chunk.digests]
+        features = _read_all([chunk.file for chunk in chunks if chunk.places], len(digests))
         first: dict[bytes, int] = {}
-        digests = (digest for chunk in chunks for digest in chunk.digests)
-        features = features[[first.setdefault(digest, row) for row, digest in enumerate(digests)]]
+        for row, digest in enumerate(digests):
+            if (same := first.setdefault(digest, row)) != row:
+                features[row] = features[same]
         return ImageFeatures(
             [place for chunk in chunks for place in chunk.places],
             [id_ for chunk in chunks for id_ in chunk.ids],
@@ -168,7 +169,8 @@ class FeatureCache:
         chunks = [unique[start : start + TEXTS_PER_CHUNK] for start in range(0, len(unique), TEXTS_PER_CHUNK)]
         files = _share(chunks, self._text_chunk)
         bar.close()
-        return torch.cat([_read(file) for file in files])[index]
+        features = _read_all(files, len(unique))
+        return features if len(unique) == len(texts) else features[index]
 
     def _progress(self, what: str, number: int) -> tqdm:
         return tqdm(total=-(-number // world_size()), disable=rank() != 0, desc=what)
@@ -321,8 +323,17 @@ def _write(file: Path, features: Tensor, unread: dict[str, str]) -> None:
     partial_file.replace(file)
 
 
-def _read(file: Path) -> Tensor:
-    return load_file(file)["features"]
+def _read_all(files: Sequence[Path], num_rows: int) -> Tensor:
+    """Returns the features of files one after the other; holds them and one file's more."""
+    features, row = torch.empty(0, 0), 0
+    for file in files:
+        some = load_file(file)["features"]
+        if not row:
+            features = some.new_empty(num_rows, some.shape[1])
+        features[row : row + len(some)] = some
+        row += len(some)
+    assert row == num_rows
+    return features
 
 
 def _read_unread(file: Path) -> dict[str, str]:

@@ -247,5 +247,11 @@ def most_similar(queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, T
         candidates: (N, D).
         k: how many, or all where there are fewer.
     """
-    found = (queries.double() @ candidates.double().T).topk(min(k, len(candidates)), dim=1)
-    return found.values, found.indices
+    queries = queries.double()
+    values, indices = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long)
+    for first in range(0, len(candidates), TILE_SIZE):
+        block = candidates[first : first + TILE_SIZE].double()
+        numbers = torch.arange(first, first + len(block)).expand(len(queries), -1)
+        values, places = torch.cat([values, queries @ block.T], dim=1).topk(min(k, values.shape[1] + len(block)))
+        indices = torch.cat([indices, numbers], dim=1).gather(1, places)
+    return values, indices

@@ -18,7 +18,8 @@ from clip_hf.model.modeling_clip_hf import MAX_SCALE
 from clip_hf.model.text_weights_clip_hf import TEXT_TOWERS
 from clip_hf.model.zero_shot_clip_hf import ZeroShotClassifier, check_class_names, check_templates
 
-IMAGES_PER_BLOCK = 4096
+LOGITS_PER_BLOCK = 1 << 22
+"""32 MB in float64, of which a few are held at a time."""
 
 
 def class_weights(cache: FeatureCache, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
@@ -52,7 +53,8 @@ def classify(features: Tensor, weights: Tensor, scale: float, labels: Tensor) ->
         labels: (N,) the right classes.
     """
     weights = weights.double().T
-    blocks = zip(features.split(IMAGES_PER_BLOCK), labels.split(IMAGES_PER_BLOCK), strict=True)
+    num_images = max(1, LOGITS_PER_BLOCK // weights.shape[1])
+    blocks = zip(features.split(num_images), labels.split(num_images), strict=True)
     predictions = [predict(scale * (some.double() @ weights), right) for some, right in blocks]
     return Predictions(*(torch.cat(part) for part in zip(*predictions, strict=True)))
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .chunked_embedding_clip_hf import embed_texts_in_chunks
@@ -240,16 +240,26 @@ def embed_texts(
     eos_token_id = text_config.eos_token_id if model.config.model_type == "clip_hf" else tokenizer.eos_token_id
     length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
     encoding = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-    num_cut = sum(bool(text.overflowing) for text in encoding.encodings or ())
-    if num_cut:
-        logger.warning(f"{num_cut} of {len(texts)} texts are longer than {length} tokens and were cut")
-
+    warn_of_cut_texts(encoding, length)
     options = text_feature_options(model)
 
     def embed(input_ids: Tensor) -> Tensor:
         return normalize_embeds(model.get_text_features(input_ids, **options).pooler_output)
 
     return embed_texts_in_chunks(embed, _place(encoding.input_ids, model), eos_token_id, batch_size)
+
+
+def warn_of_cut_texts(encoding: BatchEncoding, length: int) -> None:
+    """Warns of texts that a tokenizer of the tokenizers library has cut; others do not tell.
+
+    Args:
+        encoding: of many texts.
+        length: to which they were cut, in tokens.
+    """
+    encodings = encoding.encodings or ()
+    num_cut = sum(bool(text.overflowing) for text in encodings)
+    if num_cut:
+        logger.warning(f"{num_cut} of {len(encodings)} texts are longer than {length} tokens and were cut")
 
 
 @torch.no_grad()
