@@ -16,15 +16,11 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
+from clip_hf.training.mistakes import told_in_a_line
 from clip_hf.training.recipe import read_recipe
+from clip_hf.training.variants import read_variants
 
 TRAIN = Path(__file__).with_name("train.py")
-
-
-def merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Returns options with changes, `config` field by field unless another architecture has other fields."""
-    names = () if "architecture" in changes else [name for name in changes if isinstance(base.get(name), dict)]
-    return base | changes | {name: merge(base[name], changes[name]) for name in names}
 
 
 def train(options: dict[str, Any], folder: Path, more: list[str]) -> dict[str, Any]:
@@ -35,7 +31,8 @@ def train(options: dict[str, Any], folder: Path, more: list[str]) -> dict[str, A
     if recipe.is_file():
         if recipe.read_text(encoding="utf-8") != written:
             sys.exit(f"{folder} holds another training, or one of other options: delete it, or name another --output")
-        done = json.loads(results.read_text(encoding="utf-8")) if results.is_file() else None
+        is_saved = results.is_file() and any(folder.glob("model*.safetensors"))  # figures come before the weights
+        done = json.loads(results.read_text(encoding="utf-8")) if is_saved else None
         if done is not None and done["training"]["steps"] == done["training"]["max_steps"]:
             return done
         command += ["--resume_from_checkpoint", "true"]
@@ -80,15 +77,13 @@ def main() -> None:
     parser.add_argument("variants", help="YAML file of a recipe, options for all, and those of each variant")
     parser.add_argument("--output", type=Path, default=Path("outputs/variants"), help="folder (%(default)s)")
     args, more = parser.parse_known_args()
-    content = read_recipe(args.variants)
-    if missing := {"recipe", "variants"} - content.keys():
-        sys.exit(f"{args.variants} lacks {' and '.join(sorted(missing))}: see scripts/recipes/flickr8k_variants.yaml")
-    base = merge(read_recipe(str(Path(args.variants).parent / content["recipe"])), content.get("options", {}))
+    with told_in_a_line(ValueError, OSError):
+        variants = read_variants(args.variants, more)
     found = {}
-    for name, variant in content["variants"].items():
-        print(f"{name}: {len(found) + 1} of {len(content['variants'])}", flush=True)
-        found[name] = summarise(variant, train(merge(base, variant), args.output / name.replace(" ", "_"), more))
-    comparison = json.dumps(content | {"variants": found}, indent=2)
+    for name, variant in variants.items():
+        print(f"{name}: {len(found) + 1} of {len(variants)}", flush=True)
+        found[name] = summarise(variant.changes, train(variant.options, args.output / variant.folder, more))
+    comparison = json.dumps(read_recipe(args.variants) | {"variants": found}, indent=2)
     (args.output / "comparison.json").write_text(comparison + "\n", encoding="utf-8")
     draw(found, args.output / "comparison.png")
     for name, variant in sorted(found.items(), key=lambda item: -item[1]["evaluations"][-1]["mean_recall"]):

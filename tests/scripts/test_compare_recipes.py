@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from scripts import compare_recipes
-from scripts.compare_recipes import merge
 from tests.scripts.test_train import OPTIONS, RECIPE
 
 
@@ -51,9 +50,10 @@ class Trained:
         self.commands.append(command)
         whole = {"command": " ".join(command[1:]), "training": {"steps": 2, "max_steps": 2}}
         (Path(command[2]).parent / "results.json").write_text(json.dumps(whole))
+        (Path(command[2]).parent / "model.safetensors").touch()
 
 
-@pytest.mark.parametrize("changes", [{"training": {"steps": 1, "max_steps": 2}}, None])
+@pytest.mark.parametrize("changes", [{"training": {"steps": 1, "max_steps": 2}}, None, "no weights"])
 def test_only_a_training_that_came_to_its_end_is_not_continued(changes, tmp_path, monkeypatch):
     monkeypatch.setattr(compare_recipes.subprocess, "run", Trained)
     monkeypatch.setattr(Trained, "commands", [])
@@ -63,6 +63,8 @@ def test_only_a_training_that_came_to_its_end_is_not_continued(changes, tmp_path
     (tmp_path / "run" / "checkpoint-1").mkdir()
     if changes is None:
         (tmp_path / "run" / "results.json").unlink()
+    elif changes == "no weights":
+        (tmp_path / "run" / "model.safetensors").unlink()
     else:
         (tmp_path / "run" / "results.json").write_text(json.dumps(found | changes))
     compare_recipes.train({"seed": 1}, tmp_path / "run", [])
@@ -85,16 +87,9 @@ def test_mistakes_are_told_in_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compare", str(variants), "--output", str(tmp_path / "out")])
     with pytest.raises(SystemExit, match="lacks recipe"):
         compare_recipes.main()
+    variants.write_text("{recipe: nowhere.yaml, variants: {one: {}}}")
+    with pytest.raises(SystemExit, match=r"there is no recipe .*nowhere\.yaml"):
+        compare_recipes.main()
     monkeypatch.setattr(compare_recipes.subprocess, "run", lambda command, check: Failed)
     with pytest.raises(SystemExit, match="ended with code 3"):
         compare_recipes.train({}, tmp_path / "run", [])
-
-
-def test_a_variant_changes_single_fields_of_a_configuration():
-    base = {"architecture": "RN50", "config": {"projection_dim": 64, "vision_config": {"width": 8, "image_size": 64}}}
-    assert merge(base, {"config": {"vision_config": {"width": 16}}}) == {
-        "architecture": "RN50",
-        "config": {"projection_dim": 64, "vision_config": {"width": 16, "image_size": 64}},
-    }
-    other = {"architecture": "ViT-B/32", "config": {"projection_dim": 32}}
-    assert merge(base, other) == other
