@@ -293,7 +293,7 @@ class ClipHfModel(ClipHfPreTrainedModel):
 def _check_chunk_sizes(chunk_sizes: Sequence[int | None], options: dict[str, Any]) -> None:
     if len(chunk_sizes) != 2 or any(size is not None and size < 1 for size in chunk_sizes):
         raise ValueError(f"chunk_sizes is {chunk_sizes}, but must be two numbers of 1 or more, or None: images, texts")
-    given = [name for name, value in options.items() if value]
+    given = [name for name, value in options.items() if value is not None and value is not False]
     if given:
         raise ValueError(
             f"chunk_sizes gives embeddings alone, but {', '.join(given)} came along: leave it out, or pass the "
