@@ -7,7 +7,17 @@ import fsspec
 import pytest
 
 from clip_hf.data import files
-from clip_hf.data.files import cache_folder, expand_braces, find_files, local_copy, read_bytes, with_retries
+from clip_hf.data.files import (
+    cache_folder,
+    expand_braces,
+    find_files,
+    local_copy,
+    read_bytes,
+    with_retries,
+    without_query,
+)
+from clip_hf.data.sources import open_source
+from tests.data.source_kinds import write_source
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +104,24 @@ def test_a_busy_server_is_asked_again(function, status, web, tmp_path, no_pauses
     found = function(f"{url}/a.tar")
     assert found == b"tar" or found == [f"{url}/a.tar"] or open(found, "rb").read() == b"tar"
     assert no_pauses and trouble[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "streaming"), [("folder", False), ("csv", True), ("tar", False), ("tar", True), ("parquet", True)]
+)
+def test_a_signed_address_is_that_of_its_file(kind, streaming, web, drawn, tmp_path):
+    write_source(kind, tmp_path / "there", drawn)
+    name = "metadata.jsonl" if kind == "folder" else f"000.{kind}"
+    one, other = (open_source(f"{web[0]}/there/{name}?sig=a/{n}", streaming=streaming) for n in "bc")
+    assert one.name == f"{web[0]}/there/{name}"
+    assert one.draw(3, 0, 0)[:3] == other.draw(3, 0, 0)[:3]
+    assert {file.suffix for file in cache_folder().glob("*")} <= {os.path.splitext(name)[1], ".lock"}
+
+
+def test_a_query_belongs_to_web_addresses_alone():
+    assert without_query("https://host/a.tar?sig=b/c.d?e") == "https://host/a.tar"
+    for name in ("s3://bucket/a?.tar", "what?.csv"):
+        assert without_query(name) == name
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])

@@ -152,6 +152,14 @@ def test_evaluation_is_that_of_the_set_whatever_the_batches(tmp_path):
     assert trainer.args.dataloader_drop_last, "training still leaves out its last batch"
 
 
+@pytest.mark.parametrize("method", ["evaluate", "predict"])
+def test_all_processes_evaluate_with_the_statistics_of_the_one_that_saves(method, tmp_path, monkeypatch):
+    monkeypatch.setattr("clip_hf.training.trainer.broadcast", torch.ones_like)
+    trainer = make_trainer(tmp_path, tiny_model("resnet"))
+    getattr(trainer, method)(TinyPairs(trainer.model.config, NUM_EVAL_PAIRS))
+    assert all((buffer == 1).all() for name, buffer in trainer.model.named_buffers() if "running" in name)
+
+
 def test_own_metrics_are_given_embeddings_and_scale(tmp_path):
     seen = []
 

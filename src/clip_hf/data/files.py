@@ -38,6 +38,11 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def without_query(path: str) -> str:
+    """Returns a path or, of a web address, what comes before its query: a signature, which is another each time."""
+    return path.partition("?")[0] if path.startswith(("http://", "https://")) else path
+
+
 def expand_braces(pattern: str) -> list[str]:
     """Returns all names that a pattern of braces stands for: `{000..123}` counts, `{a,b}` lists."""
     parts = _BRACES.split(pattern)
@@ -153,7 +158,8 @@ def local_copy(path: str, num_kept: int = NUM_KEPT_COPIES) -> str:
     system, remote = fsspec.core.url_to_fs(path)
     info = with_retries(path, lambda: system.info(remote))
     version = [str(info.get(field)) for field in _VERSION_FIELDS]
-    copy = folder / (hashlib.sha256("\n".join([path, *version]).encode()).hexdigest()[:32] + Path(path).suffix)
+    digest = hashlib.sha256("\n".join([path, *version]).encode()).hexdigest()[:32]
+    copy = folder / (digest + Path(without_query(path)).suffix)
     with open(folder / f"{copy.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not copy.exists():

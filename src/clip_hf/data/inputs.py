@@ -53,7 +53,7 @@ def load_inputs(
     elif path.suffix == ".txt" and path.is_file():
         if modality == "image":
             raise ValueError(f"{source} holds texts, but images were asked for")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold other ends of lines, such as U+2028
         inputs = [Input(str(number), line) for number, line in enumerate(lines) if line.strip()]
     elif path.suffix in READERS and path.is_file():
         table = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
@@ -68,7 +68,7 @@ def load_inputs(
 def _from_folder(folder: Path, modality: Modality, columns: Columns) -> Sequence[Input]:
     metadata = folder / "metadata.jsonl"
     if metadata.is_file():
-        lines = metadata.read_text(encoding="utf-8").splitlines()
+        lines = metadata.read_text(encoding="utf-8").split("\n")
         table = Dataset.from_list([json.loads(line) for line in lines if line.strip()])
         return _from_table(str(metadata), table, modality, columns, folder)
     if modality == "text":

@@ -14,7 +14,7 @@ from PIL.Image import Image as PillowImage
 from transformers.utils import logging
 
 from clip_hf.data.columns import TEXT_COLUMNS, USUAL_COLUMNS, Columns, choose_columns
-from clip_hf.data.files import NUM_KEPT_COPIES, is_remote, local_copy, read_bytes
+from clip_hf.data.files import NUM_KEPT_COPIES, is_remote, local_copy, read_bytes, without_query
 from clip_hf.data.image_groups import ImageGroups
 from clip_hf.data.rows import BrokenSampleError, Table, first_rows
 from clip_hf.data.shard_sizes import SIZES_FILE, parquet_footer, read_sizes
@@ -229,7 +229,7 @@ class Samples:
             raise BrokenSampleError(f"{table.name}, row {place}: it has no {', '.join(missing)}")
         path = row.get(self.columns.image or "")
         if self.folder is None and isinstance(path, str) and not is_remote(path):
-            row[self.columns.image or ""] = posixpath.join(posixpath.dirname(table.name), path)
+            row[self.columns.image or ""] = posixpath.join(posixpath.dirname(without_query(table.name)), path)
         return row
 
     def _rows_of(self, index: int) -> Sequence[int]:

@@ -8,7 +8,7 @@ import fsspec
 import pyarrow.parquet as pq
 from transformers.utils import logging
 
-from clip_hf.data.files import is_remote, read_bytes, with_retries
+from clip_hf.data.files import is_remote, read_bytes, with_retries, without_query
 
 logger = logging.get_logger(__name__)
 
@@ -25,11 +25,12 @@ def read_sizes(name: str, files: Sequence[str]) -> dict[str, int]:
     Raises:
         ValueError: the file is not of this form, or does not name all shards.
     """
-    path = posixpath.join(posixpath.dirname(files[0]), SIZES_FILE)
+    bare = {file: without_query(file) for file in files}
+    path = posixpath.join(posixpath.dirname(bare[files[0]]), SIZES_FILE)
     try:
         listed = json.loads(read_bytes(path))
     except OSError:
-        if is_remote(path) and len(files) > 1 and not files[0].lower().endswith(".parquet"):
+        if is_remote(path) and len(files) > 1 and not bare[files[0]].lower().endswith(".parquet"):
             logger.warning(
                 f"{name}: {len(files):,} remote shards are read once to count their samples. A {path}, "
                 '{"name of a shard": its number of samples, ...}, would save that'
@@ -37,7 +38,7 @@ def read_sizes(name: str, files: Sequence[str]) -> dict[str, int]:
         return {}
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    names = {file: posixpath.basename(file) for file in files}
+    names = {file: posixpath.basename(path) for file, path in bare.items()}
     missing = [file for file in names.values() if not isinstance(listed, dict) or type(listed.get(file)) is not int]
     if missing:
         raise ValueError(f"{path} gives no number of samples for {missing[0]}: complete the file, or delete it")

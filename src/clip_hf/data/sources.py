@@ -11,7 +11,7 @@ import fsspec
 from datasets import load_dataset, load_dataset_builder
 
 from clip_hf.data.columns import USUAL_COLUMNS, Columns
-from clip_hf.data.files import find_files, is_remote
+from clip_hf.data.files import find_files, is_remote, without_query
 from clip_hf.data.samples import Samples
 from clip_hf.data.shapes import SEEN, UNSEEN, ShapesDataset
 from clip_hf.data.tables import KINDS, ParquetTable, RowsTable, ShapesTable, ending_of
@@ -77,9 +77,10 @@ def open_source(
             return Samples(name, [_load_class_folders(name, paths[0], streaming)], columns)
         paths = [file for path in paths for file in _files_of_folder(path)]
     _check_kind(name, paths)
-    folders = {posixpath.dirname(file) for file in paths}
+    name = without_query(name)  # which names samples, and would with another signature name others
+    folders = {posixpath.dirname(without_query(file)) for file in paths}
     if ending_of(paths[0]) == ".parquet" and not streaming:
-        return Samples(name, [_load_parquet(name, paths)], columns, posixpath.dirname(paths[0]))
+        return Samples(name, [_load_parquet(name, paths)], columns, posixpath.dirname(without_query(paths[0])))
     return Samples(name, paths, columns, folders.pop() if len(folders) == 1 else None, streaming)
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Image
 
+from clip_hf.data.files import without_query
 from clip_hf.data.rows import BrokenSampleError, RandomAccessFile, Table, first_rows, parse_object
 from clip_hf.data.shapes import ShapesDataset
 from clip_hf.data.tar_index import TarIndex, read_members
@@ -222,8 +223,8 @@ KINDS: dict[str, Callable[[str, str], Table]] = {
 
 
 def ending_of(name: str) -> str:
-    """Returns how a file's name ends, in small letters, as in `KINDS`."""
-    return PurePosixPath(name).suffix.lower()
+    """Returns how a file's name ends, in small letters, as in `KINDS`; the query of a URL is no part of it."""
+    return PurePosixPath(without_query(name)).suffix.lower()
 
 
 def open_table(path: str, name: str) -> Table:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import ProcessorMixin
 
 from clip_hf.data.augmentation import Augmentation, training_pixels
+from clip_hf.data.files import without_query
 from clip_hf.data.loader import BrokenPair, Pair, PairLoader
 from clip_hf.data.order import Order, Place, ShuffledOrder, StreamOrder, WeightedOrder
 from clip_hf.data.samples import Samples
@@ -148,7 +149,7 @@ class TrainingPairs(Dataset):
 def _identity(source: Samples) -> dict[str, Any]:
     """What tells sources apart, wherever they lie: columns, and a digest of files' names and sizes and of captions."""
     paths = [shard if isinstance(shard, str) else shard.name for shard in source.shards]
-    names = [posixpath.basename(path.partition("?")[0]) for path in paths]  # a signed URL is another each time
+    names = [posixpath.basename(without_query(path)) for path in paths]
     captions = []
     for number in range(0, source.shard_sizes[0], max(1, source.shard_sizes[0] // _NUM_CAPTIONS)):
         try:

@@ -264,9 +264,6 @@ class ClipTrainer(PushingTrainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Returns the metrics of the evaluation set, as `Trainer.evaluate` does."""
         with self._training_log.paused():
-            # Every process has the running statistics of its own images, and rank 0's are the ones that are saved.
-            for buffer in self.model.buffers():
-                buffer.copy_(broadcast(buffer.to(self.args.device)))
             return super().evaluate(*args, **kwargs)
 
     def evaluate_also(self, zero_shot: "ZeroShotEvaluation") -> None:
@@ -283,6 +280,9 @@ class ClipTrainer(PushingTrainer):
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         """Returns what the evaluation of a set found, and with it what classification found."""
+        # Every process has the running statistics of its own images, and rank 0's are the ones that are saved.
+        for buffer in self.model.buffers():
+            buffer.copy_(broadcast(buffer.to(self.args.device)))
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         if self._zero_shot is not None and metric_key_prefix == "eval":
             metrics = self._zero_shot(self.model.eval())
