@@ -102,6 +102,17 @@ def test_checkpoints_are_compared_by_recall(tmp_path):
     assert (args.metric_for_best_model, args.greater_is_better) == ("zero_shot_accuracy", True)
 
 
+@pytest.mark.parametrize("scheduler", ["reduce_lr_on_plateau", "greedy"])
+def test_rates_that_follow_a_metric_follow_it_upwards(scheduler, tmp_path):
+    options = {"lr_scheduler_type": scheduler, "eval_strategy": "epoch"}
+    assert make(tmp_path, **options).lr_scheduler_kwargs == {"mode": "max"}
+    found = make(
+        tmp_path, metric_for_best_model="text_retrieval_mean_rank", lr_scheduler_kwargs={"patience": 3}, **options
+    )
+    assert found.lr_scheduler_kwargs == {"mode": "min", "patience": 3}
+    assert make(tmp_path).lr_scheduler_kwargs is None
+
+
 def test_the_best_rank_is_the_least(tmp_path):
     for metric in ("text_retrieval_median_rank", "eval_image_retrieval_mean_rank"):
         assert make(tmp_path, metric_for_best_model=metric).greater_is_better is False

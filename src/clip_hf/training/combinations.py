@@ -4,7 +4,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers.trainer_utils import IntervalStrategy, SchedulerType
+from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 
 from clip_hf.data.data_args import DataArguments
@@ -14,7 +14,7 @@ from clip_hf.training.engines import divides_parameters
 from clip_hf.training.lora import check_adapter, rank_in
 from clip_hf.training.model_args import ModelArguments
 from clip_hf.training.tower_locks import num_locked_steps
-from clip_hf.training.training_args import WHOLE_RUN, ClipTrainingArguments
+from clip_hf.training.training_args import SCHEDULERS_OF_METRICS, WHOLE_RUN, ClipTrainingArguments
 
 if TYPE_CHECKING:
     from clip_hf.training.zero_shot import ZeroShotArguments
@@ -184,8 +184,7 @@ def _check_locks(args: ClipTrainingArguments) -> None:
                 f"{tower}_learning_rate is {rate}, but {tower}_locked_steps is {WHOLE_RUN}, and the tower learns "
                 "nothing: leave one of the two out"
             )
-    relative = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
-    if _has_temporary_lock(args) and args.lr_scheduler_type in relative:
+    if _has_temporary_lock(args) and args.lr_scheduler_type in SCHEDULERS_OF_METRICS:
         raise ValueError(
             f"lr_scheduler_type is {args.lr_scheduler_type}, which changes the rate it finds, and that of a "
             "locked tower is zero: take another, such as cosine, or lock the tower for the whole run"

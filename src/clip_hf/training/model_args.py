@@ -146,7 +146,7 @@ def _check_tokenizer(args: ModelArguments, tokenizer: ClipHfTokenizer, config: C
             f"for {config.eos_token_id}: leave the tokenizer out, or train a new model for it"
         )
     try:
-        own = ClipHfTokenizer.from_pretrained(args.model).get_vocab()
+        own = ClipHfTokenizer.from_pretrained(str(args.model)).get_vocab()
     except (OSError, ValueError):  # the checkpoint brings none
         return
     if own != tokenizer.get_vocab():

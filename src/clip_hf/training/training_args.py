@@ -15,6 +15,7 @@ DEFAULT_METRIC = "mean_recall"
 WHOLE_RUN = -1  # as a number of steps
 MOST_DATA_WORKERS = 8
 FULL_SIZE_SHARE = 0.2
+SCHEDULERS_OF_METRICS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
 def default_num_workers() -> int:
@@ -162,6 +163,9 @@ class ClipTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.eval_strategy == IntervalStrategy.NO:
             self.eval_on_start = False  # a recipe's; without evaluation there is nothing to evaluate on
+        if self.lr_scheduler_type in SCHEDULERS_OF_METRICS:  # which would else wait for the least of any metric
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode} | (vars(self)["lr_scheduler_kwargs"] or {})
         if self.n_gpu > 1:
             raise ValueError(
                 f"{self.n_gpu} GPUs are visible to one process, which would split the contrastive batch among them. "
@@ -277,7 +281,7 @@ class ClipTrainingArguments(TrainingArguments):
         if self.metric_for_best_model is None and self._compares_checkpoints():
             self.metric_for_best_model = DEFAULT_METRIC
         metric = self.metric_for_best_model or ""
-        if metric.endswith("_rank") and self.greater_is_better is None:
+        if metric.endswith("_rank") and vars(self)["greater_is_better"] is None:
             self.greater_is_better = False
         if metric.endswith("num_broken"):
             raise ValueError(
@@ -295,5 +299,5 @@ class ClipTrainingArguments(TrainingArguments):
         return (
             self.load_best_model_at_end
             or self.save_strategy == SaveStrategy.BEST
-            or self.lr_scheduler_type in (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+            or self.lr_scheduler_type in SCHEDULERS_OF_METRICS
         )
