@@ -158,8 +158,8 @@ def test_ones_own_folder_is_read_trained_on_and_gone_on_with(script, photos, tmp
 
 @pytest.mark.slow
 def test_every_launcher_leaves_the_same_weights(tmp_path):
-    """One command line; the chunks are the groups that batch norm sees on two processes."""
-    batch = ("--global_batch_size", str(BATCH_SIZE), "--grad_cache_chunk_size", str(BATCH_SIZE // 2))
+    """One command line; batch norm, which would otherwise see each process's images, sees all of them."""
+    batch = ("--global_batch_size", str(BATCH_SIZE), "--sync_batch_norm", "true")
     expected = launch([sys.executable], tmp_path / "python", *batch)
     two = ["--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     launchers = {
