@@ -114,6 +114,18 @@ def test_a_loss_that_rises_again_is_on_the_page():
     assert facts_of_training(results, {})["training"]["loss of the evaluation set"] == "2.5 in the end"
 
 
+def test_the_course_of_recall_is_on_the_page():
+    history = [{"step": step, "eval_mean_recall": step / 10_000 + 0.01} for step in (0, 500, 1000, 2000)]
+    training = facts_of_training(RESULTS | {"history": history}, {})["training"]
+    assert (
+        training["mean recall of the evaluation set"]
+        == "1.0% before, 11.0% after 1,000 steps, 21.0% after 2,000 steps"
+    )
+    training = facts_of_training(RESULTS | {"history": history[1:2]}, {})["training"]
+    assert training["mean recall of the evaluation set"] == "6.0% after 500 steps"
+    assert "mean recall of the evaluation set" not in facts_of_training(RESULTS, {})["training"]
+
+
 def test_the_zero_shot_figures_of_a_training_are_on_the_page():
     shares = {"top_1_accuracy": 0.51239, "top_5_accuracy": 0.75, "num_broken": 3.0}
     evaluation = {"eval_loss": 2.0} | {f"eval_zero_shot_{name}": share for name, share in shares.items()}

@@ -58,7 +58,7 @@ class Options:
     "token", [["--hub_token", "hf_SECRET"], ["--hub_token=hf_SECRET"], ["--hub-tok", "hf_SECRET"]]
 )
 def test_the_command_and_its_options_are_written_but_no_token(token, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["scripts/train.py", "a recipe.yaml", *token, "--bf16"])
+    monkeypatch.setattr(sys, "argv", ["scripts/train.py", "--local_rank=0", "a recipe.yaml", *token, "--bf16"])
     trainer = make_trainer(tmp_path, max_steps=1, hub_token="hf_SECRET")
     trainer.results.add_options(model_arguments=Options(602))
     trainer.train()

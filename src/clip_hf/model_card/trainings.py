@@ -32,6 +32,7 @@ def facts_of_training(results: dict[str, Any], evaluation_set: dict[str, str]) -
         "epochs": _number(run["epochs"]),
         "last loss": _number(last.get("loss")),
         "loss of the evaluation set": _evaluation_losses(results["history"]),
+        "mean recall of the evaluation set": _evaluation_recalls(results["history"]),
         "last scale of the logits": _number(last.get("scale")),
         "learning rate": f"{_number(options['learning_rate'])}, {options['lr_scheduler_type']}",
         "warm-up": _warmup(options["warmup_steps"]),
@@ -87,6 +88,14 @@ def _evaluation_losses(history: list[dict[str, Any]]) -> str:
     overfits = losses[last] > losses[least]
     before = f", after {_number(losses[least])} in step {least:,}: it overfits from there on" if overfits else ""
     return f"{_number(losses[last])} in the end{before}"
+
+
+def _evaluation_recalls(history: list[dict[str, Any]]) -> str:
+    """The mean recall of the first, the middle and the last evaluation."""
+    recalls = {entry["step"]: entry["eval_mean_recall"] for entry in history if "eval_mean_recall" in entry}
+    steps = sorted(recalls)
+    shown = dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]) if steps else {}
+    return ", ".join(f"{recalls[step]:.1%} {f'after {step:,} steps' if step else 'before'}" for step in shown)
 
 
 def _number(value: float | None) -> str:

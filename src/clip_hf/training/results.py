@@ -42,7 +42,8 @@ class ResultsCallback(TrainerCallback):
         Args:
             options: dataclasses, by the name that they are to have in results.json.
         """
-        self.facts |= {"command": shlex.join(without_credentials(sys.argv))}  # before quotes get into addresses
+        argv = [argument for argument in sys.argv if not argument.startswith("--local_rank=")]  # DeepSpeed's addition
+        self.facts |= {"command": shlex.join(without_credentials(argv))}  # before quotes get into addresses
         self.facts |= {name: asdict(values) for name, values in options.items()}
 
     def on_train_begin(
