@@ -87,16 +87,16 @@ def test_a_checkpoint_of_any_layout_is_trained_further(layout, script, checkpoin
             "--train_data",
             "shapes",
             "--output_dir",
-            str(tmp_path / "out"),
+            str(tmp_path / f"out-{size}"),
         ]
         arguments += ["--max_steps", "1", "--per_device_train_batch_size", "4", "--learning_rate", "0"]
         script.main([*arguments, "--image_size", str(size), "--warmup_steps", "0", "--disable_tqdm", "true"])
-        found, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / "out", checkpoint))
+        found, before = (load_file(folder / "model.safetensors") for folder in (tmp_path / f"out-{size}", checkpoint))
         positions = "vision_model.embeddings.position_embedding"
         assert found[positions].shape[0] == 1 + grid**2
         for name, tensor in before.items():
             assert torch.equal(found[name], tensor) or (size == 64 and name == positions), name
-        processor = AutoProcessor.from_pretrained(tmp_path / "out")
+        processor = AutoProcessor.from_pretrained(tmp_path / f"out-{size}")
         assert processor.image_processor.crop_size["height"] == size
 
 

@@ -74,9 +74,10 @@ def test_a_tokenizer_that_the_model_cannot_read_is_refused(vocab_size, context_l
 
 def test_another_vocabulary_is_warned_of(checkpoint, tmp_path, caplog):
     logging.enable_propagation()
-    for name, captions in {"same": CAPTIONS, "other": [caption[::-1] for caption in CAPTIONS]}.items():
+    other = ClipHfTokenizer.train([caption[::-1] for caption in CAPTIONS], 540, 16)
+    for name, tokenizer in {"same": ClipHfTokenizer.from_pretrained(checkpoint), "other": other}.items():
         assert "another vocabulary" not in caplog.text
-        ClipHfTokenizer.train(captions, 540, 16).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
         args = ModelArguments(model=str(checkpoint), tokenizer=str(tmp_path / name))
         build_model(args, [], ClipTrainingArguments(str(tmp_path), use_cpu=True))
     logging.disable_propagation()
