@@ -2,6 +2,7 @@
 
 import copy
 import gzip
+import itertools
 import json
 import os
 import pickle
@@ -535,6 +536,12 @@ def test_training_is_reproducible_and_saved(small, tmp_path):
     ClipHfTokenizer.train(iter(CORPUS), vocab_size=535, context_length=8).save_pretrained(tmp_path / "second")
     assert files(tmp_path / "first") == files(tmp_path / "second")
     assert ClipHfTokenizer.from_pretrained(tmp_path / "first")(NASTY) == small(NASTY)
+
+
+def test_pairs_of_one_frequency_join_in_the_same_order_each_time():
+    words = ["".join(pair) for pair in itertools.product(string.ascii_lowercase, repeat=2)] * 2
+    first, *others = (ClipHfTokenizer.train(words, vocab_size=514 + 100).get_vocab() for _ in range(4))
+    assert all(vocab == first for vocab in others)
 
 
 def test_training_cleans_its_texts(bpe_file):

@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import LARGE_INTEGER, TruncationStrate
 from transformers.utils import PaddingStrategy, logging
 
 from .bpe_clip_hf import (
+    BYTE_VOCABULARY,
     END_OF_TEXT,
     END_OF_WORD,
     MIN_VOCAB_SIZE,
@@ -186,13 +187,12 @@ class ClipHfTokenizer(TokenizersBackend):
         if first is None:
             raise ValueError("There are no texts to learn a vocabulary from: texts yielded nothing")
 
-        vocab, merges = assemble_vocabulary([], MIN_VOCAB_SIZE)
-        blank = cls(vocab, merges, clean=clean, model_max_length=context_length)
+        blank = cls(*assemble_vocabulary([], MIN_VOCAB_SIZE), clean=clean, model_max_length=context_length)
         backend = blank.backend_tokenizer
-        # The trainer counts only the bytes that it met, so it learns more merges than there is room for beside all.
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size, min_frequency=2, show_progress=show_progress, end_of_word_suffix=END_OF_WORD
-        )
+        # Ids decide between pairs of one frequency, and those of bytes met at a word's end follow a hash map: given as
+        # special tokens, all bytes have the first ids, in one order.
+        options = {"special_tokens": list(BYTE_VOCABULARY), "end_of_word_suffix": END_OF_WORD}
+        trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=show_progress, **options)
         backend.train_from_iterator(map(blank._prepare, itertools.chain([first], texts)), trainer)
         vocab, merges = assemble_vocabulary(json.loads(backend.to_str())["model"]["merges"], vocab_size)
         if len(vocab) < vocab_size:
