@@ -44,5 +44,5 @@ def test_demo_leaves_a_model_a_table_and_an_image(tmp_path):
 @pytest.mark.slow
 def test_demo_names_unseen_combinations(tmp_path):
     _, results = run_demo(tmp_path / "demo")
-    # Which shapes it confuses is a matter of rounding: four runs on one and two threads named 80 to 92 % rightly.
+    # Which shapes it confuses is a matter of rounding: three runs on one and two threads named 80 to 92 % rightly.
     assert results["unseen"]["top-1"] >= 0.7 and results["unseen"]["top-5"] >= 0.95
