@@ -17,7 +17,7 @@ class DamagedPairs(TinyPairs):
     """Pairs of which number 12 cannot be read, or is the end of who reads it."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if index == 12 and sys.argv[2] == "killed":
+        if index == 12 and sys.argv[-1] == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         if index == 12:
             raise ValueError(f"pair-12 cannot be read, says rank {rank()}")
@@ -27,7 +27,7 @@ class DamagedPairs(TinyPairs):
 def main() -> None:
     torch.set_num_threads(1)
     args = ClipTrainingArguments(
-        output_dir=sys.argv[1],
+        output_dir=sys.argv[-2],
         use_cpu=True,
         max_steps=4,
         per_device_train_batch_size=4,

@@ -34,5 +34,7 @@ def test_a_rank_that_fails_ends_the_others(launcher, end, message, tmp_path, mon
         [*launcher, script, tmp_path, end], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
     )
     assert run.returncode != 0
-    assert message in run.stdout + run.stderr
+    printed = run.stdout + run.stderr
+    assert message in printed
+    assert ("pair-12" in printed) == (end == "raises")
     assert time.monotonic() - started < PATIENCE_SECONDS

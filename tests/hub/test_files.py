@@ -218,7 +218,9 @@ def test_formats_that_are_none(folder):
         names_of(folder, formats=("open_clip",))
 
 
-@pytest.mark.parametrize("secret", ["hf_" + "aB3" * 11, "https://me:aB3@host/a", "s3://a/b.tar?X-Amz-Signature=aB3"])
+@pytest.mark.parametrize(
+    "secret", ["hf_" + "aB3" * 11, "https://me:aB3@host/a", "https://a/b.tar?X-Amz-Signature=" + "aB3" * 11]
+)
 @pytest.mark.parametrize("name", ["results.json", "card.json", "README.md", "LICENSE", "LICENSE.rst"])
 def test_secrets_stay_here(folder, name, secret):
     texts = {

@@ -8,6 +8,7 @@ from transformers import AutoModel, CLIPImageProcessor, CLIPVisionModelWithProje
 
 from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfViTModel
 from clip_hf.evaluation.embedding import Embedder
+from clip_hf.model.normalization_clip_hf import normalization_of
 from clip_hf.training import ClipTrainingArguments
 from clip_hf.training.model_args import ModelArguments, build_model
 from tests.model.tiny_zero_shot import pictures, tiny_tokenizer, tiny_transformers_model
@@ -90,3 +91,10 @@ def test_a_processor_of_other_numbers_is_refused(folder, tmp_path):
         Embedder(ClipHfModel.from_pretrained(ours), other, None)
     with pytest.raises(ValueError, match=message):
         build_model(ModelArguments(str(ours)), [], ClipTrainingArguments(str(tmp_path / "run"), use_cpu=True))
+
+
+def test_pixels_that_are_not_scaled_or_not_normalised_are_heeded():
+    unscaled = {"do_rescale": False, "image_mean": 127.5, "image_std": [51.0, 102.0, 255.0]}
+    assert normalization_of(unscaled) == {"image_mean": (0.5,) * 3, "image_std": pytest.approx((0.2, 0.4, 1.0))}
+    found = normalization_of({"do_normalize": False, "image_mean": [0.5] * 3})
+    assert found == {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}

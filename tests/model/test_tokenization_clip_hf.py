@@ -147,11 +147,12 @@ def test_special_strings_can_be_made_ordinary(openai):
 
 
 @pytest.mark.parametrize("default", [False, True])
-@pytest.mark.parametrize("option", [{}, {"split_special_tokens": False}, {"split_special_tokens": True}])
+@pytest.mark.parametrize("option", [{}, *({"split_special_tokens": value} for value in (None, False, True))])
 def test_a_call_says_how_special_strings_are_read_in_every_way(option, default, small, monkeypatch):
     monkeypatch.setattr(small, "split_special_tokens", default)
     plain = small("a <|endoftext|>", **option)["input_ids"]
-    assert plain.count(small.eos_token_id) == 2 - option.get("split_special_tokens", default)
+    value = option.get("split_special_tokens")
+    assert plain.count(small.eos_token_id) == 2 - (default if value is None else value)
     assert small(["a <|endoftext|>"], padding=True, return_tensors="pt", **option)["input_ids"].tolist() == [plain]
 
 

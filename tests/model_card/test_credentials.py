@@ -35,11 +35,11 @@ def test_they_are_found_wherever_they_are_in_a_file():
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("the token hf_" + "aB3" * 11, "a token of the Hub"),
-        ("https://me:secret@host/a", "an address with a name or password"),
-        ("https://host/a?X-Amz-Signature=1", "a signed address"),
-        ("https://host/a?b=1&sig=1", "a signed address"),
-        ("https://host/a?token=1", "a signed address"),
+        ("the token hf_" + "aB3" * 11, "a token of the Hub in line 1"),
+        ("https://me:secret@host/a", "an address with a password in line 1"),
+        ("a\nhttps://host/a?X-Amz-Signature=0123456789abcdef", "a signed address in line 2"),
+        ("https://host/a?b=1&sig=0123456789abcdef", "a signed address in line 1"),
+        ("https://host/a?token=0123456789abcdef", "a signed address in line 1"),
         ('{"://": 1, "@": 2, "https://": 3}\n: //\n//@ ://\n', None),
         ("mail me@host, or pip install git+ssh://git@host/me/clip", None),
         ("https://host/a?page=2&sigma=1", None),

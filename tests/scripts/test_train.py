@@ -136,8 +136,6 @@ def test_ones_own_folder_is_read_trained_on_and_gone_on_with(script, photos, tmp
         script.main(common)
     common += ["--disable_tqdm", "true", "--max_steps", "4", "--data_seed", "2"]
     evaluation = ["--eval_data", str(photos)]
-    with pytest.raises(SystemExit, match="eval_strategy is 'no', which never evaluates"):
-        script.main([*common, *evaluation, "--eval_strategy", "no"])
     with pytest.raises(SystemExit, match="lower global_batch_size"):
         script.main([*common, *evaluation])
     common += ["--global_batch_size", "8", "--save_steps", "2"]

@@ -1,6 +1,9 @@
 """Options that cannot go together are refused, before any data is read and whoever asks for them."""
 
+from pathlib import Path
+
 import pytest
+from transformers.utils import logging
 
 from clip_hf import ClipHfConfig
 from clip_hf.data.data_args import DataArguments
@@ -8,9 +11,12 @@ from clip_hf.training import ClipTrainingArguments
 from clip_hf.training.combinations import check_command, check_options
 from clip_hf.training.lora import Adapter, check_adapter, rank_in
 from clip_hf.training.model_args import ModelArguments
+from clip_hf.training.recipe import parse_recipe
 from clip_hf.training.zero_shot import ZeroShotArguments
 from tests.tiny_models import tiny_config, tiny_model
 from tests.training.test_trainer import make_trainer
+
+RECIPES = Path(__file__).parents[2] / "scripts" / "recipes"
 
 
 def check(model_args, args, dry_run_data=None, eval_data=None, **zero_shot):
@@ -103,13 +109,6 @@ def test_a_configuration_has_every_change():
     assert args.build_config().text_config.vocab_size == ClipHfConfig().text_config.vocab_size
 
 
-@pytest.mark.parametrize("options", [{"eval_data": "shapes"}, {"zero_shot_data": "shapes"}])
-def test_data_for_no_evaluation_is_refused(options):
-    with pytest.raises(ValueError, match="_data is shapes, but eval_strategy is 'no'"):
-        check(ModelArguments(), arguments(), **options)
-    check(ModelArguments(), arguments(eval_strategy="epoch"), **options)
-
-
 def test_an_order_that_no_training_set_of_a_command_has_is_refused():
     with pytest.raises(ValueError, match="train_sampling_strategy is 'sequential', but"):
         check(ModelArguments(), arguments(train_sampling_strategy="sequential"))
@@ -131,8 +130,8 @@ def test_what_engines_cannot_do_is_known_before_they_are_made():
 
 
 def test_a_new_run_is_not_begun_among_checkpoints(tmp_path):
-    (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(ValueError, match="up to checkpoint-3"):
+    (tmp_path / "checkpoint-3.whole").mkdir()  # the last step of its writing is still to come
+    with pytest.raises(ValueError, match=r"has checkpoints of a run already \(checkpoint-3.whole\)"):
         check(ModelArguments(), arguments(tmp_path))
     check(ModelArguments(), arguments(tmp_path), dry_run_data=5)
     check(ModelArguments(), arguments(tmp_path, resume_from_checkpoint="true"))
@@ -157,3 +156,23 @@ def test_checkpoints_amid_an_adapters_training_are_for_that_training_alone(tmp_p
         for rank in (None, 4):
             with pytest.raises(ValueError, match=f"lora_rank is {rank}, but that of .* is 2: give the same"):
                 check(ModelArguments(model=base, lora_rank=rank), again)
+
+
+@pytest.mark.parametrize("data", [{"eval_data": "shapes"}, {"zero_shot_data": "photos"}])
+def test_data_that_nothing_is_evaluated_on_is_warned_of(data, tmp_path, caplog):
+    """A recipe may hold it."""
+    logging.enable_propagation()
+    check(ModelArguments(), arguments(tmp_path, eval_strategy="no"), **data)
+    logging.disable_propagation()
+    (name, value), *_ = data.items()
+    assert f"{name} is {value}, but eval_strategy is 'no', and nothing is evaluated" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(RECIPES.glob("[rv]*_*.yaml")) + sorted(RECIPES.glob("rn*.yaml")), ids=lambda r: r.stem
+)
+def test_a_recipe_can_keep_its_best_checkpoint(recipe, tmp_path):
+    evaluating = ["--eval_data", "shapes", "--eval_strategy", "steps", "--load_best_model_at_end", "true"]
+    command = [str(recipe), "--use_cpu", "--train_data", "shapes", "--output_dir", str(tmp_path), *evaluating]
+    args = parse_recipe((ModelArguments, DataArguments, ClipTrainingArguments), None, command)[-1]
+    assert args.save_steps % args.eval_steps == 0

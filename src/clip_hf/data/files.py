@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 import aiohttp
@@ -39,8 +39,12 @@ def is_remote(path: str) -> bool:
 
 
 def without_query(path: str) -> str:
-    """Returns a path or, of a web address, what comes before its query: a signature, which is another each time."""
-    return path.partition("?")[0] if path.startswith(("http://", "https://")) else path
+    """Returns a path or, of a web address, what comes before its query: a signature, which is another each time.
+
+    Unless the query names the file: nothing before it then ends as a file's name does.
+    """
+    bare = path.partition("?")[0] if path.startswith(("http://", "https://")) else path
+    return bare if PurePosixPath(bare).suffix else path
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -37,7 +37,7 @@ def read_class_names(file: str | os.PathLike[str]) -> ClassNames:
         raise ValueError(f"class_names is {file}, which is no file: write a name a line, or an object in a .json file")
     text = read_text(path)
     if path.suffix != ".json":
-        return [line.strip() for line in text.splitlines() if line.strip()]
+        return [line.strip() for line in text.split("\n") if line.strip()]
     try:
         names = json.loads(text, object_pairs_hook=_without_duplicates)
     except ValueError as error:

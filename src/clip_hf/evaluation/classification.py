@@ -46,7 +46,7 @@ def predict(logits: Tensor, labels: Tensor) -> Predictions:
     if num_wrong := int((~logits.isfinite().all(dim=1)).sum()):
         raise ValueError(
             f"{num_wrong} of {len(logits)} images have logits that are not finite: the model's weights have diverged, "
-            "or overflow in their precision; try --dtype float32"
+            "or overflow in their precision, where float32 might not"
         )
     logits = logits.double()
     right = logits.gather(1, labels[:, None])

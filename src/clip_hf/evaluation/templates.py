@@ -54,7 +54,7 @@ def load_templates(source: str) -> tuple[str, ...]:
         return TEMPLATES[source]
     if not Path(source).is_file():
         raise ValueError(f"templates is '{source}', but must be one of {', '.join(TEMPLATES)}, or a file of templates")
-    lines = [line.strip() for line in read_text(source).splitlines()]
+    lines = [line.strip() for line in read_text(source).split("\n")]
     try:
         return check_templates([line for line in lines if line and not line.startswith("#")])
     except ValueError as error:

@@ -1,6 +1,7 @@
 """What fails between here and the Hub: what passes is tried again, and the rest says what to do."""
 
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,18 +118,32 @@ def explained(repo_id: str, token: str | None = None) -> Iterator[None]:
 @contextmanager
 def _bounded_silence() -> Iterator[None]:
     """Gives a timeout to every client of huggingface_hub; it makes a new one whenever a connection cannot be made."""
-    make_client = _http._GLOBAL_CLIENT_FACTORY  # which may be the user's; there is no public way to ask
-
-    def make_bounded_client() -> httpx.Client:
-        client = make_client()
-        client.timeout = MOST_SILENT_SECONDS
-        return client
-
-    set_client_factory(make_bounded_client)
+    with _Bound.lock:
+        if _Bound.num_inside == 0:
+            _Bound.make_client = _http._GLOBAL_CLIENT_FACTORY  # maybe the user's; there is no public way to ask
+            set_client_factory(_make_bounded_client)
+        _Bound.num_inside += 1
     try:
         yield
     finally:
-        set_client_factory(make_client)
+        with _Bound.lock:
+            _Bound.num_inside -= 1
+            if _Bound.num_inside == 0:
+                set_client_factory(_Bound.make_client)
+
+
+class _Bound:
+    """Of all threads: pushes that do not block each have one."""
+
+    lock = threading.Lock()
+    num_inside = 0
+    make_client: Callable[[], httpx.Client]
+
+
+def _make_bounded_client() -> httpx.Client:
+    client = _Bound.make_client()
+    client.timeout = MOST_SILENT_SECONDS
+    return client
 
 
 def _explanation(error: BaseException, repo_id: str, token: str | None) -> str:

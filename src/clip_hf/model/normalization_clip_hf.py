@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers.utils import logging
 
 from .tensor_files_clip_hf import find_file
+
+logger = logging.get_logger(__name__)
 
 TOLERANCE = 1e-6
 
@@ -22,7 +25,9 @@ def normalization_of(options: Mapping[str, Any]) -> dict[str, tuple[float, ...]]
     Args:
         options: of an image processor; what they do not say is left out.
     """
-    white = 255 * options.get("rescale_factor", 1 / 255)
+    if options.get("do_normalize") is False:
+        return {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
+    white = 255 * options.get("rescale_factor", 1 / 255) if options.get("do_rescale", True) else 255
     return {
         name: tuple((np.broadcast_to(options[name], 3) / white).tolist())
         for name in ("image_mean", "image_std")
@@ -50,6 +55,8 @@ def read_normalization(source: str | PathLike[str], **hub_arguments: Any) -> dic
                 return normalization_of(options)
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(f"{path} has no image processor ({type(error).__name__}: {error})") from error
+    if not Path(source).exists():
+        logger.warning(f"No image processor of {source} is at hand: its images are taken to be normalised as OpenAI's")
     return {}
 
 

@@ -191,7 +191,7 @@ class ClipHfTokenizer(TokenizersBackend):
         backend = blank.backend_tokenizer
         # Ids decide between pairs of one frequency, and those of bytes met at a word's end follow a hash map: given as
         # special tokens, all bytes have the first ids, in one order.
-        options = {"special_tokens": list(BYTE_VOCABULARY), "end_of_word_suffix": END_OF_WORD}
+        options: dict[str, Any] = {"special_tokens": list(BYTE_VOCABULARY), "end_of_word_suffix": END_OF_WORD}
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, show_progress=show_progress, **options)
         backend.train_from_iterator(map(blank._prepare, itertools.chain([first], texts)), trainer)
         vocab, merges = assemble_vocabulary(json.loads(backend.to_str())["model"]["merges"], vocab_size)
@@ -257,7 +257,8 @@ class ClipHfTokenizer(TokenizersBackend):
         if isinstance(text, list | tuple) and not text:
             raise ValueError("There are no texts to encode: the list is empty")
         self._check_padding_side(kwargs.get("padding_side"))
-        if kwargs.get("max_length") is not None and kwargs.get("add_special_tokens", True):
+        is_cut = kwargs.get("truncation_strategy") != TruncationStrategy.DO_NOT_TRUNCATE
+        if is_cut and kwargs.get("max_length") is not None and kwargs.get("add_special_tokens", True):
             check_context_length(kwargs["max_length"])
         if _is_plain_padded_batch(text, kwargs):
             return self._encode_padded([self._prepare(one) for one in text], **kwargs)
@@ -274,7 +275,8 @@ class ClipHfTokenizer(TokenizersBackend):
             pad_to_multiple_of=None,
             padding_side=None,
         )
-        self._tokenizer.encode_special_tokens = options.get("split_special_tokens", self.split_special_tokens)
+        split = options.get("split_special_tokens")
+        self._tokenizer.encode_special_tokens = self.split_special_tokens if split is None else split
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=options.get("add_special_tokens", True))
         rows = [encoding.ids for encoding in encodings]
         lengths = np.fromiter(map(len, rows), np.int64, len(rows))

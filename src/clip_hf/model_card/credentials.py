@@ -3,14 +3,16 @@
 import re
 from typing import Any
 
-# Around the place in an address: who asks for it, and what is asked of it. A `?` of a pattern of names has no word
-# behind it, as a rule.
+# Around the place in an address: who asks for it, and what is asked of it. Elsewhere than on the web, a `?` is part of
+# a pattern of names.
 _USER = re.compile(r"(?<=://)[^\s/?#]*@")
-_QUERY = re.compile(r"(://[^\s?]*)\?\w\S*")
+_QUERY = re.compile(r"((?:https?|ftp)://[^\s?]*)\?\w\S*")
 _SECRETS = {
     "a token of the Hub": re.compile(rb"\bhf_[A-Za-z0-9]{20,}"),
-    "an address with a name or password": re.compile(rb"://(?!git@)[^\s/?#\"'<>]+@"),
-    "a signed address": re.compile(rb"[?&](X-Amz-|X-Goog-|sig=|token=)", re.IGNORECASE),
+    "an address with a password": re.compile(rb"://[^\s/?#\"'<>:@]+:[^\s/?#\"'<>@]+@"),
+    "a signed address": re.compile(
+        rb"[?&](X-Amz-Signature|X-Goog-Signature|sig|token)=[^\s&\"'<>]{16}", re.IGNORECASE
+    ),
 }
 
 
@@ -30,9 +32,12 @@ def without_credentials(content: Any) -> Any:
 
 
 def find_secret(content: bytes) -> str | None:
-    """Returns what kind of secret the content of a file seems to hold, None if none.
+    """Returns what kind of secret the content of a file seems to hold, and in which line; None if none.
 
     Args:
         content: of a file of text.
     """
-    return next((name for name, pattern in _SECRETS.items() if pattern.search(content)), None)
+    for name, pattern in _SECRETS.items():
+        if found := pattern.search(content):
+            return f"{name} in line {content.count(bytes([10]), 0, found.start()) + 1}"
+    return None

@@ -104,13 +104,13 @@ def require_no_checkpoints(folder: Path) -> None:
         folder: of the run; may be missing.
 
     Raises:
-        ValueError: there are checkpoints of another run, one of which could later be taken for this one's last.
+        ValueError: there are checkpoints of an earlier run, one of which could later be taken for this one's last.
     """
-    last = last_checkpoint(folder)
-    if last is not None:
+    found = [path.name for path in folder.glob("checkpoint-*")]
+    if found:
         raise ValueError(
-            f"{folder} has checkpoints of another run, up to {Path(last).name}, among which a new run does not begin: "
-            "continue that run with --resume_from_checkpoint true, name another --output_dir, or delete them"
+            f"{folder} has checkpoints of a run already ({', '.join(sorted(found))}), among which a new one does not "
+            "begin: continue with --resume_from_checkpoint true, name another --output_dir, or delete them"
         )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
+from transformers.utils import logging
 
 from clip_hf.data.data_args import DataArguments
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
@@ -18,6 +19,8 @@ from clip_hf.training.training_args import SCHEDULERS_OF_METRICS, WHOLE_RUN, Cli
 
 if TYPE_CHECKING:
     from clip_hf.training.zero_shot import ZeroShotArguments
+
+logger = logging.get_logger(__name__)
 
 
 def check_command(
@@ -49,9 +52,9 @@ def check_command(
     check_own_batches(args)
     for name, value in {"eval_data": data_args.eval_data, "zero_shot_data": zero_shot_args.zero_shot_data}.items():
         if value is not None and args.eval_strategy == IntervalStrategy.NO:
-            raise ValueError(
-                f"{name} is {value}, but eval_strategy is 'no', which never evaluates: add --eval_strategy steps or "
-                f"epoch, or leave {name} out"
+            logger.warning(  # not an error: a recipe may hold the data that one run does without
+                f"{name} is {value}, but eval_strategy is 'no', and nothing is evaluated: add --eval_strategy steps "
+                "or epoch if it should be"
             )
     if zero_shot_args.zero_shot_data is not None:
         require_whole_model(args)

@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.utils import logging
 
 from clip_hf.training.engine_args import command, configure_deepspeed, configure_fsdp, require_engine_options
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_METRIC = "mean_recall"
 WHOLE_RUN = -1  # as a number of steps
@@ -264,9 +267,8 @@ class ClipTrainingArguments(TrainingArguments):
     def _require_checkpoints(self) -> None:
         strategy = SaveStrategy(self.save_strategy)
         if self.save_steps != TrainingArguments.save_steps and strategy != SaveStrategy.STEPS:
-            raise ValueError(
-                f"save_steps is {self.save_steps}, but save_strategy is '{strategy.value}', which knows no steps: add "
-                "--save_strategy steps, or leave save_steps out"
+            logger.warning(  # not an error: a recipe may hold them
+                f"save_steps is {self.save_steps}, but save_strategy is '{strategy.value}', which knows no steps"
             )
         if str(self.resume_from_checkpoint).lower() == "true" and (
             strategy == SaveStrategy.NO or self.save_only_model
