@@ -3,10 +3,10 @@
 import re
 from typing import Any
 
-# Around the place in an address: who asks for it, and what is asked of it. Elsewhere than on the web, a `?` is part of
-# a pattern of names.
+# Around the place in an address: who asks for it, and what is asked of it.
+# Elsewhere than on the web, a `?` with no `=` behind it is part of a pattern of names.
 _USER = re.compile(r"(?<=://)[^\s/?#]*@")
-_QUERY = re.compile(r"((?:https?|ftp)://[^\s?]*)\?\w\S*")
+_QUERY = re.compile(r"(https?://[^\s?]*)\?\w\S*|(://[^\s?]*)\?[\w.~%-]+=\S*")
 _SECRETS = {
     "a token of the Hub": re.compile(rb"\bhf_[A-Za-z0-9]{20,}"),
     "an address with a password": re.compile(rb"://[^\s/?#\"'<>:@]+:[^\s/?#\"'<>@]+@"),
@@ -23,7 +23,7 @@ def without_credentials(content: Any) -> Any:
         content: a text, or lists and dictionaries of texts and other things.
     """
     if isinstance(content, str):
-        return _QUERY.sub(r"\1", _USER.sub("", content))
+        return _QUERY.sub(r"\1\2", _USER.sub("", content))
     if isinstance(content, list | tuple):
         return [without_credentials(item) for item in content]
     if isinstance(content, dict):
