@@ -2,8 +2,8 @@
 
 Ours is ClipTrainer's step: embeddings of all pairs chunk by chunk, one loss over all of them, tiled, the chunks again
 with their gradients, and AdamW. The peer is a plain step of transformers' CLIPModel of the same size, whose batch is
-doubled until it exceeds the memory. The floor has the products of two forward passes and a backward one over all
-chunks, and those of the loss. Images and texts are noise. Linux and macOS.
+doubled until it exceeds the memory. The floor has the matrix products of our step. Images and texts are noise.
+Linux and macOS.
 
     python scripts/benchmarks/large_batch_step.py --batch_size 32768
 """
@@ -25,6 +25,7 @@ from transformers import CLIPModel
 
 from clip_hf import ClipHfModel, ClipTrainer, ClipTrainingArguments
 from clip_hf.conversion.foreign_configs import to_transformers_config
+from clip_hf.losses import clip_loss
 
 FIRST_OF_PEER = 256  # pairs
 
@@ -59,18 +60,13 @@ def measure_ours(args: Namespace) -> dict[str, Any]:
 def measure_floor(args: Namespace) -> Floor:
     """Returns the floor of our step, to be called in a fresh process."""
     model = ClipHfModel(small_config(args.width, args.num_layers, args.image_size, args.patch_size))
-    chunk = NoisePairs(model.config, args.grad_cache_chunk_size).__getitems__(slice(None))
+    batch = NoisePairs(model.config, args.batch_size).__getitems__(slice(None))
 
-    def embed_twice() -> None:
-        with torch.no_grad():
-            model(**chunk)
-        output = model(**chunk)
-        (output.image_embeds.sum() + output.text_embeds.sum()).backward()
+    def compute_gradients() -> None:
+        output = model(**batch, chunk_sizes=(args.grad_cache_chunk_size, args.grad_cache_chunk_size))
+        clip_loss(output.image_embeds, output.text_embeds, output.scale).backward()
 
-    one, num_chunks = Floor.of(embed_twice), args.batch_size / args.grad_cache_chunk_size
-    loss_flops = 8 * args.batch_size**2 * args.width  # logits forward, again backward, and two gradients
-    products = {product: number * num_chunks for product, number in one.products.items()}
-    floor = Floor(products, one.other_flops * num_chunks + loss_flops)
+    floor = Floor.of(compute_gradients)
     floor()
     return floor
 

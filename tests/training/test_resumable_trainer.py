@@ -95,7 +95,7 @@ def test_a_new_run_does_not_begin_among_the_checkpoints_of_another(tmp_path):
     """Or it would later be resumed from that one's last."""
     make_trainer(tmp_path, **SAVING).train()
     again = make_trainer(tmp_path, save_strategy="steps", save_steps=1)
-    with pytest.raises(ValueError, match=r"checkpoint-6\), .* true, name another --output_dir, or delete them"):
+    with pytest.raises(ValueError, match=r"such as checkpoint-\d, .* true, name another --output_dir, or delete them"):
         again.train()
     assert again.state.global_step == 0
 

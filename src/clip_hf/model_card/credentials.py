@@ -39,5 +39,6 @@ def find_secret(content: bytes) -> str | None:
     """
     for name, pattern in _SECRETS.items():
         if found := pattern.search(content):
-            return f"{name} in line {content.count(bytes([10]), 0, found.start()) + 1}"
+            line = content.count(b"\n", 0, found.start()) + 1
+            return f"{name} in line {line}"
     return None

@@ -106,11 +106,11 @@ def require_no_checkpoints(folder: Path) -> None:
     Raises:
         ValueError: there are checkpoints of an earlier run, one of which could later be taken for this one's last.
     """
-    found = [path.name for path in folder.glob("checkpoint-*")]
-    if found:
+    found = next(folder.glob("checkpoint-[0-9]*"), None)
+    if found is not None:
         raise ValueError(
-            f"{folder} has checkpoints of a run already ({', '.join(sorted(found))}), among which a new one does not "
-            "begin: continue with --resume_from_checkpoint true, name another --output_dir, or delete them"
+            f"{folder} has checkpoints of a run already, such as {found.name}, among which a new one does not begin: "
+            "continue with --resume_from_checkpoint true, name another --output_dir, or delete them"
         )
 
 

@@ -139,7 +139,10 @@ def _check_tokenizer(args: ModelArguments, tokenizer: ClipHfTokenizer, config: C
     }
     for what, (found, most) in limits.items():
         if found > most:
-            raise ValueError(f"tokenizer {args.tokenizer} has {found:,} {what}, but model {args.model} only {most:,}")
+            raise ValueError(
+                f"tokenizer {args.tokenizer} has {found:,} {what}, but model {args.model} only {most:,}: leave the "
+                "tokenizer out, or train a new model for it"
+            )
     if tokenizer.eos_token_id != config.eos_token_id:
         raise ValueError(
             f"tokenizer {args.tokenizer} ends texts with the id {tokenizer.eos_token_id}, but {args.model} looks "
