@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from clip_hf import ClipHfModel
+from tests.model_card.test_rendered_page import assert_tables_and_sections, html_of
+from tests.tiny_models import random_ids, random_pixels
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "push_to_hub.py"
@@ -22,6 +27,14 @@ for place in (".", "path/to/images"):
     Image.linear_gradient("L").convert("RGB").save(f"{place}/other.jpg")
 lines = ['{"file_name": "%s.jpg", "text": "a %s of a dog"}' % (name, name) for name in ("photo", "other")]
 open("path/to/images/metadata.jsonl", "w").write("\\n".join(lines))
+"""
+CLIP_FEATURES = """
+import json
+import torch
+with torch.no_grad():
+    output = model(**torch.load(inputs))
+print(type(model).__module__)
+print(json.dumps([output.image_embeds.tolist(), output.text_embeds.tolist()]))
 """
 PRINTED = "\nprint(type(model).__name__, type(model).__module__, model.num_parameters())\n"
 
@@ -59,6 +72,26 @@ def test_a_model_goes_by_command_and_opens_by_what_it_prints(
     assert printed[-1] == "torch.Size([1, 2])"
 
 
+def test_transformers_own_class_opens_as_the_page_says(
+    hub, checkpoint, run_script, run_python, this_process_uses_hub, tmp_path
+):
+    """With the page's lines and no more: by the repository's name, without clip_hf and without trust in its code."""
+    run_script(checkpoint, "tester/formats", "--formats", "clip_hf,transformers,open_clip", "--private")
+    page = hub.repository("tester/formats").read("README.md").decode()
+    (block,) = [block for block in examples(page, "python") if "CLIPModel" in block]
+    *imports, opening = block.strip().splitlines()
+    ours = ClipHfModel.from_pretrained(checkpoint)
+    inputs = {"input_ids": random_ids(ours.config), "pixel_values": random_pixels(ours.config)}
+    torch.save(inputs, tmp_path / "inputs.pt")
+    code = "\n".join([*imports, f"model = {opening}", f"inputs = '{tmp_path}/inputs.pt'", CLIP_FEATURES])
+    home, found = run_python(code, hub.env, with_clip_hf=False).splitlines()[-2:]
+    assert home == "transformers.models.clip.modeling_clip"
+    with torch.no_grad():
+        output = ours(**inputs)
+    for features, expected in zip(json.loads(found), (output.image_embeds, output.text_embeds), strict=True):
+        torch.testing.assert_close(torch.tensor(features), expected, rtol=0, atol=1e-5)
+
+
 def test_a_dry_run_says_what_would_go_and_asks_only(hub, checkpoint, run_script, this_process_uses_hub):
     with hub.recording() as exchanges:
         printed = run_script(checkpoint, "tester/dry", "--dry_run")
@@ -92,24 +125,35 @@ def test_errors_are_one_line(arguments, problem, checkpoint, run_script, this_pr
 
 @pytest.mark.slow
 def test_a_trained_model_goes_through_every_door_of_its_page(hub, run_python, tmp_path):
-    """Trained by the script, pushed without code, and each of the five examples run as the page has it."""
+    """Trained by the script, pushed with and without code, and each of the five examples run as the pages have it."""
     python = f"{sys.executable} {ROOT}/scripts/"
     env = os.environ | hub.env | {"OMP_NUM_THREADS": "1"}
     folder = tmp_path / "trained"
     options = "--use_cpu --max_steps 2 --logging_steps 1 --global_batch_size 8 --eval_steps 2"
     options += " --dataloader_num_workers 0 --warmup_steps 0"
     train = f"{python}train.py {ROOT}/scripts/recipes/shapes.yaml {options} --output_dir {folder}"
-    for command in (train, f"{python}push_to_hub.py {folder} tester/trained"):
+    pushes = [f"{python}push_to_hub.py {folder} {what}" for what in ("tester/coded --with_code", "tester/trained")]
+    usages = []
+    for command in (train, *pushes):
         run = subprocess.run(shlex.split(command), env=env, cwd=tmp_path, check=True, capture_output=True, text=True)
         assert hub.token not in run.stdout + run.stderr
-    usage = "\n".join(run.stdout.splitlines()[-3:])
+        usages.append("\n".join(run.stdout.splitlines()[-3:]))
 
-    page = hub.repository("tester/trained").read("README.md").decode()
+    coded, page = (hub.repository(f"tester/{name}").read("README.md").decode() for name in ("coded", "trained"))
     results = json.loads((folder / "results.json").read_text())
-    assert f"| pairs seen | {results['training']['num_pairs_seen']} |" in page and "### Retrieval" in page
+    for one in (coded, page):
+        assert_tables_and_sections(one)
+        html = html_of(one)
+        assert f"<td>pairs seen</td>\n<td>{results['training']['num_pairs_seen']}</td>" in html
+        assert "<h3>Retrieval</h3>" in html and '<img src="curves.png" alt="Training curves" />' in html
+    blocks = [block for block in examples(coded, "python") if "clip_hf" not in block]
+    assert len(blocks) == 2
+    printed = run_python(PHOTO + "\n".join([*blocks, usages[1]]) + PRINTED, hub.env, with_clip_hf=False)
+    home, num_parameters = printed.splitlines()[-1].split()[1:]
+    assert home.startswith("transformers_modules.tester.coded.") and int(num_parameters) == results["num_parameters"]
     blocks = examples(page, "python")
     assert len(blocks) == 3
-    run_python(PHOTO + "\n".join([*blocks, usage]), hub.env, with_clip_hf=True)
+    run_python(PHOTO + "\n".join([*blocks, usages[2]]), hub.env, with_clip_hf=True)
 
     subprocess.run([sys.executable, "-c", PHOTO], cwd=tmp_path, check=True)
     for command in examples(page, "bash"):

@@ -101,6 +101,20 @@ def test_a_training_waits_for_the_hub_and_explains_what_it_refuses(hub, this_pro
     assert_holds(hub, "tester/refused", tmp_path)
 
 
+def test_a_push_that_fails_in_training_is_told_of(hub, this_process_uses_hub, checkpoint, tmp_path, caplog):
+    options = {"push_to_hub": True, "hub_model_id": "tester/interrupted", "hub_token": hub.token}
+    trainer = make_trainer(checkpoint, tmp_path, hub_strategy="every_save", hub_always_push=True, **options)
+    with hub.fault(Refusal(status=403), path="/commit/", times=None), caplog.at_level("WARNING"):
+        trainer.train()
+        trainer._finish_current_push()
+    assert trainer.state.global_step == 2
+    told = [record.getMessage() for record in caplog.records if "tester/interrupted" in record.getMessage()]
+    assert told and "step 2 did not get to tester/interrupted, and the training goes on: " in told[-1]
+    assert hub.token not in caplog.text
+    trainer.push_to_hub()
+    assert_holds(hub, "tester/interrupted", tmp_path)
+
+
 def test_what_is_to_be_private_does_not_go_where_all_can_see_it(hub, this_process_uses_hub, checkpoint, tmp_path):
     HfApi().create_repo("tester/seen")
     options = {"hub_model_id": "tester/seen", "hub_token": hub.token}

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 
 from clip_hf.model_card.evaluations import digest_weights, read_evaluations
 from clip_hf.model_card.page import page_of_folder
+from tests.hub.test_files import RESULTS as TRAINING
 from tests.tiny_models import tiny_model
 
 RESULTS = {
@@ -99,6 +100,44 @@ def test_two_of_the_same_data_are_two(folder):
     assert "| cifar10 | 75.0% |" in page
     found = [one for one in ModelCard(page).data.eval_results if one.task_type == RESULTS["clothing"]["task"]]
     assert [(one.metric_name, one.metric_value) for one in found] == [("top-1", 0.5123), ("top-5", 0.9)]
+
+
+@pytest.mark.parametrize(
+    ("card", "changes", "lines"),
+    [
+        ({}, {}, ["| photos, test | 25.0% | 50.0% |"]),
+        ({"evaluation_set": {"name": "Mine"}}, {}, ["| Mine | 25.0% | 50.0% |"]),
+        (
+            {},
+            {"text_retrieval_recall@1": 0.3},
+            ["| evaluation set of the training | 25.0% | 50.0% |", "| photos, test |"],
+        ),
+        ({}, {"data": "photos/train"}, ["| evaluation set of the training | 25.0% | 50.0% |", "| photos, train |"]),
+    ],
+)
+def test_what_training_measured_of_the_same_data_is_there_once(card, changes, lines, tmp_path):
+    """Not so where the data or a figure is another."""
+    tiny_model("vit").save_pretrained(tmp_path)
+    metrics = {"text_retrieval_recall@1": 0.25, "image_retrieval_recall@5": 0.5}
+    training = {"evaluation": {f"eval_{name}": value for name, value in metrics.items()}}
+    training["data_arguments"] = {"eval_data": "/data/photos/test"}
+    (tmp_path / "results.json").write_text(json.dumps(TRAINING | training), encoding="utf-8")
+    (tmp_path / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    changed = {name: changes.get(name, value) for name, value in metrics.items()}
+    arguments = {"data": changes.get("data", "photos/test"), "limit": None}
+    write_results(tmp_path, "photos", RESULTS["flickr"] | {"arguments": arguments, "metrics": changed})
+    page = page_of_folder(tmp_path, "me/tiny")
+    found = [line for line in page.splitlines() if line.endswith("| 50.0% |")]
+    assert len(found) == len(lines) and all(line.startswith(start) for line, start in zip(found, lines, strict=True))
+    assert len(ModelCard(page).data.eval_results) == 2 * len(lines)
+
+
+def test_labelled_images_that_training_classified_are_there_once_too(folder):
+    shares = {f"eval_zero_shot_{name}": share for name, share in RESULTS["clothing"]["metrics"].items()}
+    training = {"evaluation": shares, "zero_shot_arguments": {"zero_shot_data": "me/clothing:test"}}
+    (folder / "results.json").write_text(json.dumps(TRAINING | training), encoding="utf-8")
+    page = page_of_folder(folder, "me/tiny")
+    assert "| me/clothing, test | 51.2% | 90.0% |" in page and "set of the training" not in page
 
 
 def test_other_weights_have_other_evaluations(folder, caplog):

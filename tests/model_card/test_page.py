@@ -100,6 +100,13 @@ def test_sizes_are_those_published(name):
     assert sizes["parameters"]["model"] == sizes["parameters"]["image"] + sizes["parameters"]["text"] + 1
 
 
+@pytest.mark.parametrize(("num", "counted"), [(1, "1 layer, 1 head |"), (2, "2 layers, 2 heads |")])
+def test_one_is_not_several(num, counted):
+    text_config = MINIMAL["config"]["text_config"] | {"num_hidden_layers": num, "num_attention_heads": num}
+    page = render(config=MINIMAL["config"] | {"text_config": text_config})
+    assert f"3 heads, patches of 8 pixels | Transformer, width 64, {counted}" in page
+
+
 def test_a_page_without_facts_has_no_empty_sections():
     page = render()
     assert not [mark for mark in SECTIONS if mark in page]

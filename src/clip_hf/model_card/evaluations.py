@@ -74,6 +74,39 @@ def read_evaluations(folder: Path) -> list[EvalResult]:
     return [one for facts in evaluations.values() for one in facts]
 
 
+def without_repetitions(
+    of_training: list[EvalResult], evaluations: list[EvalResult], sources: dict[str, str], is_named: bool
+) -> list[EvalResult]:
+    """Returns what training and evaluations measured, and once what both did: the same figures of the same data.
+
+    Of such two, training's stays if somebody named its data, and else the evaluation's, which says what the data is.
+
+    Args:
+        of_training: its last evaluation.
+        evaluations: from `read_evaluations`.
+        sources: what training evaluated on, by task.
+        is_named: whether somebody gave a name to the pairs that training evaluated on.
+    """
+    repeated: list[EvalResult] = []
+    for task, source in sources.items():
+        own = [one for one in of_training if one.task_type == task]
+        same_data = [
+            one
+            for one in evaluations
+            if one.task_type == task
+            and (one.dataset_type, one.dataset_config, one.dataset_split) == _name_config_split(source)
+        ]
+        for name in dict.fromkeys(one.dataset_name for one in same_data):
+            again = [one for one in same_data if one.dataset_name == name]
+            if own and _figures(own) == _figures(again):
+                repeated += again if is_named and task == RETRIEVAL else own
+    return [one for one in (*of_training, *evaluations) if not any(one is other for other in repeated)]
+
+
+def _figures(line: list[EvalResult]) -> dict[str | None, float]:
+    return {one.metric_name: one.metric_value for one in line}
+
+
 def _row(one: EvalResult) -> tuple[str, str, str | None]:
     """What the figures of a line of the page have in common."""
     return one.task_type, one.dataset_name, one.dataset_split

@@ -14,9 +14,9 @@ from typing import Any, Self, get_args, get_origin
 from huggingface_hub import EvalResult
 
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
-from clip_hf.model_card.evaluations import read_evaluations
+from clip_hf.model_card.evaluations import read_evaluations, without_repetitions
 from clip_hf.model_card.json_files import read_json
-from clip_hf.model_card.trainings import facts_of_training
+from clip_hf.model_card.trainings import evaluation_sources, facts_of_training
 
 CARD_FILE = "card.json"
 CURVES_FILE = "curves.png"
@@ -149,14 +149,17 @@ class ModelCardFacts:
         facts["config"] = ClipHfConfig.from_pretrained(folder).to_dict()
         if curves_file.is_file():
             facts["curves"] = CURVES_FILE
+        evaluations = read_evaluations(folder)
         if results_file.is_file():
             evaluation_set = cls._with_card(card_file, facts | defaults).evaluation_set
             try:
-                facts |= facts_of_training(read_json(results_file), evaluation_set)
+                results = read_json(results_file)
+                facts |= facts_of_training(results, evaluation_set)
             except ValueError as error:
                 raise ValueError(f"{results_file}: {error}") from error
-        if evaluations := read_evaluations(folder):
-            facts["evaluations"] = [*facts.get("evaluations", []), *evaluations]
+            what = evaluation_sources(results), "name" in evaluation_set
+            evaluations = without_repetitions(facts["evaluations"], evaluations, *what)
+        facts["evaluations"] = evaluations
         return cls._with_card(card_file, facts | defaults)
 
     @classmethod

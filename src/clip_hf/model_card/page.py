@@ -147,8 +147,9 @@ def _towers(config: ClipHfConfig, sizes: dict[str, dict[str, int]]) -> list[tupl
 
 
 def _transformer(tower: Any) -> str:
-    heads = f"{tower.num_attention_heads} head{'s' if tower.num_attention_heads > 1 else ''}"
-    return f"Transformer, width {tower.hidden_size}, {tower.num_hidden_layers} layers, {heads}"
+    numbers = {"layer": tower.num_hidden_layers, "head": tower.num_attention_heads}
+    counted = ", ".join(f"{number} {what}{'s' if number > 1 else ''}" for what, number in numbers.items())
+    return f"Transformer, width {tower.hidden_size}, {counted}"
 
 
 def _with_prefix(number: int) -> str:

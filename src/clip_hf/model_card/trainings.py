@@ -52,6 +52,17 @@ def facts_of_training(results: dict[str, Any], evaluation_set: dict[str, str]) -
     return facts | {"training": {name: value for name, value in lines.items() if value}}
 
 
+def evaluation_sources(results: dict[str, Any]) -> dict[str, str]:
+    """Returns the data that a training evaluated on, by task, as its command named them.
+
+    Args:
+        results: what training left.
+    """
+    options = {RETRIEVAL: ("data_arguments", "eval_data"), ZERO_SHOT: ("zero_shot_arguments", "zero_shot_data")}
+    found = {task: (results.get(group) or {}).get(name) for task, (group, name) in options.items()}
+    return {task: source for task, source in found.items() if source}
+
+
 def _evaluations(metrics: dict[str, float], evaluation_set: dict[str, str]) -> list[EvalResult]:
     retrieval = [
         EvalResult(

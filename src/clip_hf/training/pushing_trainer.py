@@ -1,11 +1,13 @@
 """transformers' Trainer, with our page and our way to the Hub."""
 
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 from torch import nn
+from transformers.utils import logging
 
 from clip_hf.hub.failures import PushError, checked_token, explained, retry
 from clip_hf.hub.models import push_folder
@@ -15,11 +17,14 @@ from clip_hf.model_card.page import page_of_folder
 from clip_hf.training.resumable_trainer import ResumableTrainer
 from clip_hf.training.training_args import ClipTrainingArguments
 
+logger = logging.get_logger(__name__)
+
 
 class PushingTrainer(ResumableTrainer):
     """A Trainer that pushes what `scripts/push_to_hub.py` pushes, with the same retries and errors.
 
-    The pushes of a `hub_strategy` while it trains are transformers' own, in the background.
+    The pushes of a `hub_strategy` while it trains are transformers' own, in the background: one that fails is told of
+    in a warning, and what it left out goes with the next.
 
     Args:
         model: as for `transformers.Trainer`.
@@ -94,6 +99,13 @@ class PushingTrainer(ResumableTrainer):
         push = partial(_push, Path(self.args.output_dir), destination, commit_message or "End of training", **facts)
         return push() if blocking else HfApi().run_as_future(push)
 
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        before = self.push_in_progress
+        super()._push_from_checkpoint(checkpoint_folder)
+        if self.push_in_progress is not before:
+            for job in self.push_in_progress.jobs:
+                job.add_done_callback(partial(_tell_of_failure, self.hub_model_id, self.state.global_step))
+
     def create_model_card(self, **facts: Any) -> None:
         """Writes README.md into the output folder, unless one was written by hand; `push_to_hub` calls it.
 
@@ -108,6 +120,12 @@ class PushingTrainer(ResumableTrainer):
             folder = Path(self.args.output_dir)
             page = page_of_folder(folder, self.hub_model_id or str(folder), **facts_of_options(facts))
             (folder / "README.md").write_text(page, encoding="utf-8")
+
+
+def _tell_of_failure(repo_id: str, step: int, job: Future) -> None:
+    if (error := job.exception()) is not None:
+        reason = f"{type(error).__name__}: {error}"
+        logger.warning(f"step {step} did not get to {repo_id}, and the training goes on: {reason}")
 
 
 def _push(folder: Path, destination: Destination, message: str, **facts: Any) -> str:

@@ -196,7 +196,7 @@ class ResumableTrainer(Trainer):
                 discard_oldest(folder, self.args.save_total_limit, [self.state.best_model_checkpoint])
             self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
-            super()._push_from_checkpoint(str(checkpoint))
+            self._push_from_checkpoint(str(checkpoint))
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the model, as `Trainer.save_model` does; whenever it is killed, each file is the old or the new one.
@@ -242,8 +242,8 @@ class ResumableTrainer(Trainer):
             path.write_text(json.dumps(self._loader.state_dict()), encoding="utf-8")
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # transformers would upload the checkpoint from where it is written: `_save_checkpoint` does, once it is whole.
-        pass
+        if not self._is_saving_checkpoint:  # transformers would upload it from where it is being written
+            super()._push_from_checkpoint(checkpoint_folder)
 
 
 def _gather_on(device: torch.device, tensor: Tensor) -> Tensor:
