@@ -1,14 +1,15 @@
 """Times text features, from strings to embeddings: captions as they come, and a zero-shot classifier's weights.
 
-OpenCLIP pads every text to 77 tokens, transformers each batch to its longest text; ours sort the texts by length. The
-texts are dealt out to the turns, so that all are embedded once. OpenCLIP, to which all texts are of one length, gets a
-part of them, and its time is multiplied.
+OpenCLIP pads every text to 77 tokens, transformers each batch to its longest text; ours sort the texts by length. Each
+as it comes and compiled. The texts are dealt out to the turns, so that all are embedded once. OpenCLIP, to which all
+texts are of one length, gets a part of them, and its time is multiplied.
 
     python scripts/benchmarks/text_features.py --num_captions 10000 --num_classes 1000
 """
 
+import copy
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,45 +27,49 @@ from clip_hf.model.zero_shot_clip_hf import embed_texts
 TEMPLATES = ["a photo of a {}.", "a blurry photo of a {}.", "a photo of many {}.", "a photo of the large {}."]
 TEMPLATES += ["a photo of the small {}.", "a drawing of a {}.", "{} in the wild."]
 AIMS: dict[str, float | None] = {"open_clip": 6.0, "transformers": 1.2}
-WAYS = ("clip_hf", "open_clip", "transformers")
+WAYS = [f"{name}{compiled}" for name in ("clip_hf", "open_clip", "transformers") for compiled in ("", " compiled")]
 
 
 class Encoders:
-    """The three text towers with their tokenizers, from strings to unit vectors."""
+    """The three text towers with their tokenizers, as they come and compiled, from strings to unit vectors."""
 
     def __init__(self, args: Namespace) -> None:
         from measuring.models import build_models, build_tokenizers
 
-        self.models, self.tokenizers = build_models("ViT-B/32", args.device, args.dtype), build_tokenizers()
+        models, self.tokenizers = build_models("ViT-B/32", args.device, args.dtype), build_tokenizers()
         self.batch_size, self.device = args.batch_size, args.device
+        compiled = copy.deepcopy(models.clip_hf)
+        compiled.text_model.compile(dynamic=True)
+        self.models = {"clip_hf": models.clip_hf, "clip_hf compiled": compiled}
+        encoders = {
+            "open_clip": models.open_clip.encode_text,
+            "transformers": models.transformers.get_text_features,
+        }
+        compiled_encoders = {f"{name} compiled": torch.compile(one, dynamic=True) for name, one in encoders.items()}
+        self.encoders = encoders | compiled_encoders
 
-    def clip_hf(self, texts: list[str]) -> Tensor:
-        """Returns our embeddings."""
-        return embed_texts(self.models.clip_hf, self.tokenizers.clip_hf, texts, self.batch_size)
-
-    def open_clip(self, texts: list[str]) -> Tensor:
-        """Returns OpenCLIP's."""
-        ids = map(self.tokenizers.open_clip, self._batches(texts))
-        return torch.cat([self.models.open_clip.encode_text(one.to(self.device), normalize=True) for one in ids])
-
-    def transformers(self, texts: list[str]) -> Tensor:
-        """Returns transformers', each batch padded to its longest text."""
-        options = {"padding": True, "truncation": True, "return_tensors": "pt"}
-        batches = (self.tokenizers.transformers(batch, **options).to(self.device) for batch in self._batches(texts))
-        features = [self.models.transformers.get_text_features(**batch).pooler_output for batch in batches]
+    def embed(self, way: str, texts: list[str]) -> Tensor:
+        """Returns the embeddings by a way of `WAYS`."""
+        if way in self.models:
+            return embed_texts(self.models[way], self.tokenizers.clip_hf, texts, self.batch_size)
+        batches = [texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size)]
+        encode = self.encoders[way]
+        if way.startswith("open_clip"):
+            features = [encode(self.tokenizers.open_clip(batch).to(self.device)) for batch in batches]
+        else:
+            options = {"padding": True, "truncation": True, "return_tensors": "pt"}
+            tokens = (self.tokenizers.transformers(batch, **options).to(self.device) for batch in batches)
+            features = [encode(**batch).pooler_output for batch in tokens]
         return normalize(torch.cat(features), dim=-1)
 
     def class_weights(self, way: str, names: list[str]) -> Tensor:
         """Returns one unit vector a class; for the peers, from the embeddings of all prompts."""
-        if way == "clip_hf":
-            model, tokenizer = self.models.clip_hf, self.tokenizers.clip_hf
+        if way in self.models:
+            model, tokenizer = self.models[way], self.tokenizers.clip_hf
             return ZeroShotClassifier.from_class_names(model, tokenizer, names, TEMPLATES, self.batch_size).weights
         prompts = [template.format(name) for name in names for template in TEMPLATES]
-        embeds = getattr(self, way)(prompts).unflatten(0, (len(names), len(TEMPLATES)))
+        embeds = self.embed(way, prompts).unflatten(0, (len(names), len(TEMPLATES)))
         return normalize(embeds.mean(dim=1), dim=-1)
-
-    def _batches(self, texts: list[str]) -> Iterator[list[str]]:
-        return (texts[start : start + self.batch_size] for start in range(0, len(texts), self.batch_size))
 
 
 def measure(
@@ -83,14 +88,15 @@ def measure(
     difference = largest_difference({way: embed(way, few) for way in WAYS}, args.dtype)
 
     def in_parts(way: str) -> Callable[[], Tensor]:
-        step = args.open_clip_part if way == "open_clip" else 1
+        step = args.open_clip_part if way.startswith("open_clip") else 1
         parts = iter([few, *(texts[turn * size : (turn + 1) * size : step] for turn in range(args.repeats))])
         return lambda: embed(way, next(parts))
 
     floor = Floor.of(lambda: embed("clip_hf", texts[:size]), args.device, args.dtype)
     seconds = take_turns({way: in_parts(way) for way in WAYS} | {"floor": floor}, args.repeats, title)
     multiple = size / len(range(0, size, args.open_clip_part))
-    seconds |= {"open_clip": [multiple * one for one in seconds["open_clip"]], "floor": [floor.seconds]}
+    seconds |= {way: [multiple * one for one in seconds[way]] for way in WAYS if way.startswith("open_clip")}
+    seconds |= {"floor": [floor.seconds]}
     facts = {"floor": str(floor), "open_clip_multiplied_by": multiple, "largest_difference": difference}
     return compare(title, seconds, unit_size * size, AIMS, example=texts[len(texts) // 2], **facts)
 
@@ -110,7 +116,7 @@ def main() -> None:
     with torch.no_grad():
         encoders = Encoders(args)
         cases = [
-            measure(f"{len(captions):,} captions", 1, captions, lambda way, some: getattr(encoders, way)(some), args),
+            measure(f"{len(captions):,} captions", 1, captions, encoders.embed, args),
             measure(f"{len(names):,} classes x 7 templates", 7, names, encoders.class_weights, args),
         ]
     save("Text features", "texts", args, cases)

@@ -5,6 +5,7 @@ import threading
 
 import fsspec
 import pytest
+import torch
 
 from clip_hf.data import files
 from clip_hf.data.files import (
@@ -17,6 +18,7 @@ from clip_hf.data.files import (
     without_query,
 )
 from clip_hf.data.sources import open_source
+from clip_hf.data.training_pairs import TrainingPairs
 from tests.data.source_kinds import write_source
 
 
@@ -116,6 +118,22 @@ def test_a_signed_address_is_that_of_its_file(kind, streaming, web, drawn, tmp_p
     assert one.name == f"{web[0]}/there/{name}"
     assert one.draw(3, 0, 0)[:3] == other.draw(3, 0, 0)[:3]
     assert {file.suffix for file in cache_folder().glob("*")} <= {os.path.splitext(name)[1], ".lock"}
+
+
+@pytest.mark.parametrize(("kind", "streaming"), [("tar", False), ("tar", True), ("parquet", True), ("jsonl", True)])
+def test_workers_read_from_a_busy_server_as_one_process_from_the_disk(
+    kind, streaming, web, drawn, small_processor, tmp_path
+):
+    url, trouble = web
+    near = write_source(kind, tmp_path / "there", drawn, num_shards=2)
+    batches = []
+    for place, num_workers in ((near, 0), (near.replace(str(tmp_path), url), 2)):
+        pairs = TrainingPairs([open_source(place, streaming=streaming)], small_processor)
+        trouble[0] = 3 if num_workers else 0
+        batches.append(list(pairs.loader(8, num_workers=num_workers)))
+    for expected, found in zip(*batches, strict=True):
+        assert found["sample_ids"] == expected["sample_ids"]
+        assert torch.equal(found["pixel_values"], expected["pixel_values"])
 
 
 def test_a_query_belongs_to_web_addresses_alone():

@@ -156,12 +156,14 @@ def messy(test_data, tmp_path_factory) -> tuple[list[Original], set[str]]:
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_messy_files_are_counted_in_every_kind_of_source(kind, streaming, messy, small_processor, tmp_path):
-    samples, _ = messy
+    samples, expected = messy
     source = open_source(write_source(kind, tmp_path / kind, samples), streaming=streaming)
     pairs = TrainingPairs([source], small_processor, max_broken_fraction=1, broken_list=tmp_path / "broken.jsonl")
-    whole = {id_ for batch in pairs.loader(16, num_workers=2) for id_ in batch["sample_ids"]}
-    listed = {json.loads(line)["sample_id"] for line in (tmp_path / "broken.jsonl").read_text().splitlines()}
-    assert whole | listed == {sample["image_id"] for sample in samples} and not whole & listed
+    loader = pairs.loader(16, num_workers=2)
+    whole = {id_ for batch in loader for id_ in batch["sample_ids"]}
+    listed = [json.loads(line)["sample_id"] for line in (tmp_path / "broken.jsonl").read_text().splitlines()]
+    assert set(listed) == expected and loader.broken.num_broken == [len(listed)]
+    assert whole == {sample["image_id"] for sample in samples} - expected
 
 
 def test_messy_files_are_broken_where_their_manifest_says(messy, small_processor, tmp_path):

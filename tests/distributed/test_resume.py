@@ -1,6 +1,7 @@
 """A run that is killed, at any moment and again and again, has the losses of one that was left alone, bit for bit."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def data(tmp_path_factory) -> dict[str, str]:
     return {
         "map": write_source("jsonl", folder / "map", samples),
         "stream": write_source("tar", folder / "stream", samples, num_shards=3),
+        "parquet stream": write_source("parquet", folder / "parquet", samples, num_shards=3),
         "tokenizer": str(folder / "tokenizer"),
     }
 
@@ -77,7 +79,7 @@ class Run:
             "num_workers": num_workers,
             "tokenizer": data["tokenizer"],
             "source": data[kind],
-            "streaming": kind == "stream",
+            "streaming": "stream" in kind,
         }
         folder.mkdir(parents=True, exist_ok=True)
         self.options.write_text(json.dumps(options), encoding="utf-8")
@@ -170,20 +172,26 @@ def assert_same_losses(run: Run, reference: Run) -> None:
     assert len(list(run.folder.glob("checkpoint-*"))) == 2 and not (run.folder / "_unfinished").exists()
 
 
-def is_writing(folder: Path) -> Any:
-    return lambda: any(folder.glob("_unfinished/checkpoint-*"))
-
-
-def has_taken(run: Run, num_steps: int, seconds: float = 0) -> Any:
-    """Whether so many steps were taken, those that were taken again among them, and so many seconds are over."""
-    losses, since = run.folder / "losses", []
+def after(event: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """Whether so many seconds are over since something was first seen."""
+    since: list[float] = []
 
     def is_time() -> bool:
-        if losses.exists() and len(losses.read_text().splitlines()) >= num_steps:
+        if not since and event():
             since.append(time.monotonic())
         return bool(since) and time.monotonic() >= since[0] + seconds
 
     return is_time
+
+
+def is_writing(folder: Path) -> Callable[[], bool]:
+    return lambda: any(folder.glob("_unfinished/checkpoint-*"))
+
+
+def has_taken(run: Run, num_steps: int) -> Callable[[], bool]:
+    """Whether so many steps were taken, those that were taken again among them."""
+    losses = run.folder / "losses"
+    return lambda: losses.exists() and len(losses.read_text().splitlines()) >= num_steps
 
 
 @pytest.mark.parametrize(("kind", "num_epochs"), [("map", None), ("stream", 2.4)])
@@ -200,17 +208,22 @@ def test_killed_in_a_step_and_in_a_checkpoint_it_continues(kind, num_epochs, dat
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kind", ["map", "stream"])
-@pytest.mark.parametrize("engine", ["single", "ddp", "zero2"])
+@pytest.mark.parametrize(
+    ("engine", "kind"),
+    [*itertools.product(("single", "ddp", "zero2"), ("map", "stream")), ("single", "parquet stream")],
+)
 def test_killed_again_and_again_it_continues(engine, kind, data, tmp_path):
-    """Two moments inside the writing of a checkpoint and two random ones, on each engine and kind of source."""
+    """Two random moments in training and two in the writing of a checkpoint, on each engine and kind of source."""
     reference, run = Run(tmp_path / "reference", engine, kind, data), Run(tmp_path / "run", engine, kind, data)
     reference.finish()
     rng = random.Random(f"{engine} {kind}")
     for moment in ("random", "writing", "random", "writing"):
         num_taken = len(list(run.losses())) if (run.folder / "losses").exists() else 0
-        later = has_taken(run, num_taken + rng.randint(1, 2), rng.uniform(0, 0.1))
-        kill_in(run.start(), is_writing(run.folder) if moment == "writing" else later)
+        training = after(has_taken(run, num_taken + rng.randint(1, 2)), rng.uniform(0, 0.1))
+        is_inside = is_writing(run.folder)
+        later = after(is_inside, rng.uniform(0, 0.02))
+        writing = lambda later=later, is_inside=is_inside: later() and is_inside()  # noqa: E731, one of two moments
+        kill_in(run.start(), writing if moment == "writing" else training)
     run.finish()
     assert_same_losses(run, reference)
 

@@ -1,17 +1,48 @@
-"""A model and its export to transformers' CLIPModel score the same on real data, as the scripts print it."""
+"""A trained model and its export to transformers' CLIPModel score the same on real data, as the scripts print it."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.evaluation.tiny_evaluation import run_script, save_checkpoint
+from tests.evaluation.tiny_evaluation import run_script
+
+ROOT = Path(__file__).parents[2]
+RECIPE = {
+    "architecture": "ViT-B/32",
+    "config": {
+        "projection_dim": 64,
+        "text_config": {"hidden_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 24},
+        "vision_config": {"image_size": 32, "patch_size": 8, "hidden_size": 64, "num_hidden_layers": 2},
+    },
+    "vocab_size": 1024,
+    "global_batch_size": 128,
+    "max_steps": 100,
+    "learning_rate": 0.002,
+    "warmup_steps": 10,
+    "save_strategy": "no",
+    "use_cpu": True,
+}
+RECIPE["config"]["vision_config"] |= {"num_attention_heads": 1, "intermediate_size": 256}
 
 
 @pytest.fixture(scope="module")
-def layouts(tmp_path_factory):
-    """One model of random weights, in our layout and in transformers'."""
+def layouts(test_data, tmp_path_factory):
+    """One model, trained by the script on real pairs, in our layout and in transformers'."""
     folder = tmp_path_factory.mktemp("layouts")
-    ours, theirs = save_checkpoint("clip_hf", folder / "ours"), folder / "theirs"
+    ours, theirs = folder / "ours", folder / "theirs"
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"output_dir": str(ours)}))
+    command = [
+        sys.executable,
+        "scripts/train.py",
+        folder / "recipe.yaml",
+        "--train_data",
+        test_data / "flickr8k" / "train",
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=600)
     run_script("scripts/convert_checkpoint.py", ours, theirs, "--to", "transformers")
     classes = [json.loads((place / "config.json").read_text())["architectures"] for place in (ours, theirs)]
     assert classes == [["ClipHfModel"], ["CLIPModel"]]
@@ -22,21 +53,26 @@ def layouts(tmp_path_factory):
 @pytest.mark.parametrize(
     ("script", "data", "limit"),
     [
-        ("zero_shot", "clothing/validation", 200),
-        ("zero_shot", "cifar10/test", 300),
-        ("retrieval", "flickr8k/validation", 100),
+        ("zero_shot", "clothing/validation", None),
+        ("zero_shot", "cifar10/test", 1000),
+        ("retrieval", "flickr8k/validation", None),
     ],
 )
 def test_tables_are_identical(script, data, limit, layouts, test_data, tmp_path, capsys):
     printed, results = [], []
     for model in layouts:
-        options = ["--model", model, "--data", test_data / data, "--limit", limit, "--output_dir", tmp_path / "out"]
+        options = ["--model", model, "--data", test_data / data, "--output_dir", tmp_path / "out"]
+        options += ["--limit", limit] if limit else []
         capsys.readouterr()
         run_script(f"scripts/evaluate_{script}.py", *options, "--cache_dir", tmp_path / "cache", "--num_workers", 0)
         printed.append(capsys.readouterr().out)
         results.append(json.loads((tmp_path / "out" / "results.json").read_text()))
     assert printed[0] == printed[1]
-    assert results[0]["num_images"] == limit and results[0].get("classes") == results[1].get("classes")
+    assert results[0]["num_images"] == limit or not limit
+    assert results[0].get("classes") == results[1].get("classes")
     ours, theirs = (result["metrics"] for result in results)
     for name in ours.keys() - {"expected_calibration_error"}:  # a mean of probabilities, which are rounded
-        assert ours[name] == theirs[name]
+        # Two kernels round otherwise, which may swap two of thousands of captions that are nearly alike.
+        assert ours[name] == (pytest.approx(theirs[name], rel=1e-5) if "mean_rank" in name else theirs[name]), name
+    if script == "retrieval":  # four times chance: there is something to compare
+        assert ours["image_retrieval_recall@10"] > 4 * 10 / results[0]["num_images"]

@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -41,14 +42,27 @@ def warnings_of_transformers(caplog):
     logging.disable_propagation()
 
 
+class Reporter(TrainerCallback):
+    """Keeps what every `report_to` is given."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, Any]] = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
 def test_a_step_logs_what_a_run_is_judged_by(tmp_path):
-    trainer = make_trainer(tmp_path, logging_steps=3)
+    reporter = Reporter()
+    trainer = make_trainer(tmp_path, callbacks=[reporter], logging_steps=3)
     trainer.train()
-    (entry,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    entry = reporter.logs[0]
     assert entry.keys() == {
         *("loss", "grad_norm", "learning_rate", "scale"),
-        *("text_retrieval_accuracy", "image_retrieval_accuracy", "pairs_per_second", "epoch", "step"),
+        *("text_retrieval_accuracy", "image_retrieval_accuracy", "pairs_per_second", "epoch"),
     }
+    assert entry | {"step": 3} == trainer.state.log_history[0]
+    assert all(isinstance(value, int | float) for log in reporter.logs for value in log.values())
     assert entry["loss"] == pytest.approx(math.log(8), abs=1.5)
     assert entry["scale"] == pytest.approx(1 / 0.07, rel=0.01)
 

@@ -38,6 +38,19 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
+def file_system(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """Returns what reads a path, near or far, and the name of the path in it.
+
+    Raises:
+        OSError: the library for such addresses is not installed; the message names it.
+        ValueError: there are no such addresses.
+    """
+    try:
+        return fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
 def without_query(path: str) -> str:
     """Returns a path or, of a web address, what comes before its query: a signature, which is another each time.
 
@@ -71,7 +84,7 @@ def find_files(pattern: str) -> list[str]:
         OSError: a name stands for no file; or a remote one could not be looked for in any attempt.
     """
     if _exists(pattern):
-        return [pattern if is_remote(pattern) else fsspec.core.url_to_fs(pattern)[1]]
+        return [pattern if is_remote(pattern) else file_system(pattern)[1]]
     files = []
     for name in expand_braces(pattern):
         found = _find(name)
@@ -82,7 +95,7 @@ def find_files(pattern: str) -> list[str]:
 
 
 def _exists(name: str) -> bool:
-    system, path = fsspec.core.url_to_fs(name)
+    system, path = file_system(name)
     try:
         with_retries(name, lambda: system.info(path))
     except FileNotFoundError:
@@ -91,7 +104,7 @@ def _exists(name: str) -> bool:
 
 
 def _find(name: str) -> list[str]:
-    system, path = fsspec.core.url_to_fs(name)
+    system, path = file_system(name)
     if _exists(name):
         found = [path]
     else:
@@ -107,7 +120,7 @@ def read_bytes(path: str) -> bytes:
     """
     if not is_remote(path):
         return Path(path).read_bytes()
-    system, remote = fsspec.core.url_to_fs(path)
+    system, remote = file_system(path)
     return with_retries(path, lambda: system.cat_file(remote))
 
 
@@ -159,7 +172,7 @@ def local_copy(path: str, num_kept: int = NUM_KEPT_COPIES) -> str:
         return path
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    system, remote = fsspec.core.url_to_fs(path)
+    system, remote = file_system(path)
     info = with_retries(path, lambda: system.info(remote))
     version = [str(info.get(field)) for field in _VERSION_FIELDS]
     digest = hashlib.sha256("\n".join([path, *version]).encode()).hexdigest()[:32]

@@ -7,11 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-import fsspec
 from datasets import load_dataset, load_dataset_builder
 
 from clip_hf.data.columns import USUAL_COLUMNS, Columns
-from clip_hf.data.files import find_files, is_remote, without_query
+from clip_hf.data.files import file_system, find_files, is_remote, without_query
 from clip_hf.data.samples import Samples
 from clip_hf.data.shapes import SEEN, UNSEEN, ShapesDataset
 from clip_hf.data.tables import KINDS, ParquetTable, RowsTable, ShapesTable, ending_of
@@ -87,12 +86,12 @@ def open_source(
 def _is_folder(path: str) -> bool:
     if is_remote(path) and ending_of(path) in KINDS:
         return False  # a web server would be asked for the whole file
-    system, place = fsspec.core.url_to_fs(path)
+    system, place = file_system(path)
     return system.isdir(place)
 
 
 def _holds_folders_alone(path: str) -> bool:
-    system, place = fsspec.core.url_to_fs(path)
+    system, place = file_system(path)
     there = [entry for entry in system.ls(place, detail=True) if not posixpath.basename(entry["name"]).startswith(".")]
     return bool(there) and all(entry["type"] == "directory" for entry in there)
 
@@ -108,7 +107,7 @@ def _refuse_splits(name: str, path: str) -> None:
 
 
 def _names_in(path: str) -> list[str]:
-    system, place = fsspec.core.url_to_fs(path)
+    system, place = file_system(path)
     return sorted(posixpath.basename(file.rstrip("/")) for file in system.ls(place, detail=False))
 
 
