@@ -2,7 +2,8 @@
 
 Photographs are brought to 640 and to 4,000 pixels and compressed at quality 90, so that any will do. They are decoded,
 cropped, stacked and normalised; from a tar file, with their captions, too. The floor is the codec alone at the size
-that ours decode at: large files at a reduced one (JPEG's own scaling), in training only.
+that ours decode at: large files at a reduced one (JPEG's own scaling), in training only. For inference, our image
+processor that resizes with torch is timed against our own with Pillow.
 
     python scripts/benchmarks/image_loading.py --images folder_of_photographs
 """
@@ -30,6 +31,7 @@ from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfProcessor
 from clip_hf.data.augmentation import Augmentation, training_pixels
 from clip_hf.data.sources import open_source
 from clip_hf.data.training_pairs import TrainingPairs
+from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessorTorch
 from clip_hf.model.modeling_clip_hf_base import normalize_pixels
 
 LEAST_SHARE = 0.9  # of its area that OpenCLIP's transform for training keeps of an image, by default
@@ -84,6 +86,19 @@ def compare_files(longest: int, number: int, box_aim: float, args: Namespace) ->
     return cases
 
 
+def compare_backends(number: int, args: Namespace) -> dict[str, Any]:
+    """Returns one case: what resizes with torch against what resizes with Pillow, both our image processor."""
+    files = photographs(args.images, 640, number)
+    processors = {"clip_hf, torch": ClipHfImageProcessorTorch(), "our Pillow backend": ClipHfImageProcessor()}
+    ways: dict[str, Callable[[], Any]] = {
+        name: lambda processor=processor: processor(files, return_tensors="pt")
+        for name, processor in processors.items()
+    }
+    title = "JPEG files of 640 pixels, inference, torch backend"
+    seconds = take_turns(ways | {"floor": decoding(files, 640)}, args.repeats, title)
+    return compare(title, seconds, len(files), floor="Pillow alone decodes the files")
+
+
 def compare_shards(number: int, args: Namespace) -> dict[str, Any]:
     """Returns one case: batches of pairs from a tar file."""
     from measuring.models import build_tokenizers
@@ -124,6 +139,7 @@ def main() -> None:
     cases = [
         *compare_files(640, args.num_images, 1.5, args),
         *compare_files(4000, max(1, args.num_images // 8), 3.0, args),
+        compare_backends(args.num_images, args),
         compare_shards(args.num_images, args),
     ]
     origin = f"of {args.images.parent.name}/{args.images.name}, enlarged where they are smaller"

@@ -76,3 +76,17 @@ def test_tables_are_identical(script, data, limit, layouts, test_data, tmp_path,
         assert ours[name] == (pytest.approx(theirs[name], rel=1e-5) if "mean_rank" in name else theirs[name]), name
     if script == "retrieval":  # four times chance: there is something to compare
         assert ours["image_retrieval_recall@10"] > 4 * 10 / results[0]["num_images"]
+
+
+@pytest.mark.slow
+def test_batches_of_another_size_find_the_same(layouts, test_data, tmp_path):
+    """Recall to the last image; ranks of captions that are nearly alike may change places."""
+    found = []
+    for batch_size in (16, 100, 1000):
+        folders = ["--output_dir", tmp_path / "out", "--cache_dir", tmp_path / str(batch_size), "--num_workers", 0]
+        options = ["--model", layouts[0], "--data", test_data / "flickr8k" / "validation", "--batch_size", batch_size]
+        run_script("scripts/evaluate_retrieval.py", *options, *folders)
+        found.append(json.loads((tmp_path / "out" / "results.json").read_text())["metrics"])
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert other[name] == (pytest.approx(value, rel=1e-5) if "mean_rank" in name else value), name

@@ -144,7 +144,15 @@ def test_lora_on_one_tower(model, part, tmp_path):
 def onnx_case(model, part):
     tower = {"joint": model, "image": model.vision_model, "text": model.text_model}[part]
     names = {"joint": ("input_ids", "pixel_values"), "image": ("pixel_values",), "text": ("input_ids",)}[part]
-    return tower, lambda batch_size: {name: inputs(model, batch_size)[name] for name in names}
+
+    def inputs_of(batch_size, length):
+        """As a tokenizer pads texts to the longest: it ends in the last column."""
+        found = inputs(model, batch_size)
+        found["input_ids"] = found["input_ids"][:, :length].clone()
+        found["input_ids"][:, -1] = model.config.text_config.eos_token_id
+        return {name: found[name] for name in names}
+
+    return tower, inputs_of
 
 
 @pytest.mark.parametrize("part", ["joint", *(pytest.param(p, marks=pytest.mark.slow) for p in ("image", "text"))])
@@ -153,9 +161,11 @@ def test_onnx_runtime_gives_the_same_embeddings(model, part):
     from transformers.exporters import OnnxConfig, OnnxExporter
 
     tower, inputs_of = onnx_case(model, part)
-    exported = OnnxExporter().export(tower, inputs_of(2), config=OnnxConfig(dynamic=True))
-    for batch_size in (1, 5):
+    longest = model.config.text_config.max_position_embeddings
+    exported = OnnxExporter().export(tower, inputs_of(2, longest), config=OnnxConfig(dynamic=True))
+    for batch_size, length in ((1, longest), (5, longest), (3, 5), (1, 2)):
+        example = inputs_of(batch_size, length)
         with torch.no_grad():
-            output, expected = exported(**inputs_of(batch_size)), tower(**inputs_of(batch_size))
+            output, expected = exported(**example), tower(**example)
         for name in {"joint": ("image_embeds", "text_embeds", "logits_per_image")}.get(part, (f"{part}_embeds",)):
             torch.testing.assert_close(torch.as_tensor(output[name]), expected[name], rtol=1e-4, atol=1e-4)

@@ -11,6 +11,7 @@ import threading
 import time
 from functools import partial
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,8 +21,15 @@ from PIL import Image
 from transformers import BertConfig, BertModel, CLIPImageProcessor
 
 from clip_hf import ClipHfImageProcessor, ClipHfModel, ClipHfTokenizer
+from clip_hf.data import inputs
 from tests.evaluation.tiny_evaluation import open_cache, open_photos, run_script, save_checkpoint, write_photos
-from tests.model.tiny_zero_shot import pictures, tiny_image_processor, tiny_tokenizer, tiny_zero_shot_model
+from tests.model.tiny_zero_shot import (
+    pictures,
+    plain_text_embeds,
+    tiny_image_processor,
+    tiny_tokenizer,
+    tiny_zero_shot_model,
+)
 
 CAPTIONS = ["a dog", "a very long haired tabby cat seen from afar", "an ox", "zebra", "a hot air balloon", "a cat"]
 
@@ -95,6 +103,52 @@ def test_captions_of_a_file_equal_the_plain_computation(checkpoint, tmp_path):
     for text, embedding in zip(CAPTIONS, found.values(), strict=True):
         plain = model.get_text_features(tokenizer(text, return_tensors="pt")["input_ids"])
         np.testing.assert_allclose(embedding, unit(plain), atol=1e-5)
+
+
+def test_images_and_texts_of_a_folder_are_embedded_in_one_run(checkpoint, tmp_path, capsys):
+    photos = write_photos(tmp_path / "photos")
+    (photos / "03.png").write_bytes(b"")
+    lines = map(json.loads, (photos / "metadata.jsonl").read_text().splitlines())
+    captions = {f"{line['file_name']}#{i}": text for line in lines for i, text in enumerate(line["captions"])}
+    embed_here(checkpoint, photos, tmp_path / "out", "--modality", "both", "--batch_size", 5)
+    report = capsys.readouterr()
+    model, processor = ClipHfModel.from_pretrained(checkpoint), ClipHfImageProcessor.from_pretrained(checkpoint)
+    found = read(tmp_path / "out", "image")
+    assert list(found) == [f"{number:02d}.png" for number in range(12) if number != 3]
+    for name, embedding in found.items():
+        plain = model.get_image_features(processor(str(photos / name), return_tensors="pt")["pixel_values"])
+        np.testing.assert_allclose(embedding, unit(plain), atol=1e-5)
+    found = read(tmp_path / "out", "text")
+    assert list(found) == list(captions)
+    plain = plain_text_embeds(model, list(captions.values()))
+    np.testing.assert_allclose(list(found.values()), plain, atol=1e-5)
+    total = 12 + len(captions)
+    assert f"12 images, {len(captions)} texts\n1 of them could not be read" in report.out
+    assert f"Embedding:   0%|          | 0/{total} [" in report.err and f"| {total}/{total} [" in report.err
+
+
+def test_a_split_of_a_data_set_of_the_hub_is_embedded(checkpoint, photos, tmp_path, monkeypatch):
+    files = sorted(photos.rglob("*.png"))
+    columns = {"id": [file.stem for file in files], "image": list(map(str, files)), "text": [*CAPTIONS, "a dog"]}
+    datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image()).to_parquet(tmp_path / "rows.parquet")
+    load, asked = inputs.load_dataset, []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return load("parquet", data_files={split: str(tmp_path / "rows.parquet")}, split=split)
+
+    monkeypatch.setattr(inputs, "load_dataset", load_dataset)
+    embed_here(checkpoint, "me/pairs", tmp_path / "out", "--modality", "both", "--split", "validation")
+    assert asked == [("me/pairs", "validation")] * 2
+    embed_here(checkpoint, photos, tmp_path / "folder")
+    expected, found = read(tmp_path / "folder", "image"), read(tmp_path / "out", "image")
+    assert list(found) == columns["id"]
+    for file in files:
+        np.testing.assert_allclose(found[file.stem], expected[file.relative_to(photos).as_posix()], atol=1e-6)
+    found = read(tmp_path / "out", "text")
+    plain = plain_text_embeds(ClipHfModel.from_pretrained(checkpoint), columns["text"])
+    assert list(found) == columns["id"]
+    np.testing.assert_allclose(list(found.values()), plain, atol=1e-5)
 
 
 def test_second_run_completes_the_first_and_touches_nothing_else(checkpoint, photos, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import pandas
 import pytest
 from PIL import Image
@@ -69,6 +70,30 @@ def test_every_source_gives_the_same_tokenizer(write, tmp_path, capsys):
     assert f"length {sum(lengths) / 12:.1f} tokens per caption on average" in report
     assert f"{sum(length > 8 for length in lengths) / 12:.1%} are longer than 8 (first 12 captions)" in report
     assert f"folder {folder}" in report
+
+
+def test_a_split_of_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    file = tmp_path / write_parquet(tmp_path)[0]
+    load, asked = datasets.load_dataset, []
+
+    def load_dataset(name, split, streaming):
+        asked.append((name, split))
+        return load("parquet", data_files={split: str(file)}, split=split, streaming=streaming)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    options = ["--split", "validation", "--vocab_size", "525", "--output_dir", str(tmp_path / "tokenizer")]
+    main(["--data", "me/captions", *options])
+    assert asked == [("me/captions", "validation")]
+    vocabulary = ClipHfTokenizer.from_pretrained(tmp_path / "tokenizer").get_vocab()
+    assert vocabulary == ClipHfTokenizer.train(CAPTIONS, 525).get_vocab()
+
+
+def test_progress_is_shown(tmp_path, capsys):
+    name, options = write_csv(tmp_path)
+    sizes = ["--vocab_size", "525", "--output_dir", str(tmp_path / "tokenizer")]
+    main(["--data", str(tmp_path / name), *sizes, *options])
+    shown = capsys.readouterr().err
+    assert "Reading title: 0 captions [" in shown and "Reading title: 12 captions [" in shown
 
 
 def test_a_column_that_is_not_there(tmp_path):
