@@ -21,26 +21,17 @@ from clip_hf.model.image_decoding_clip_hf import ImageDecodingError, decode_imag
 
 LIMIT_SECONDS = 2
 LIMIT_BYTES = 500_000_000
-# Not ru_maxrss: a process inherits its parent's.
 COSTS = """
-import ctypes, re, sys, time
-from pathlib import Path
+import sys, time
 from PIL import Image
 from clip_hf.model.image_decoding_clip_hf import ImageDecodingError, decode_image
 from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessor, ClipHfImageProcessorTorch
-
-def forget_peak():
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-def peak_bytes():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+from tests.peak_memory import forget_peak, peak_bytes
 
 ways = {"decoder": decode_image, "pil": ClipHfImageProcessor(), "torch": ClipHfImageProcessorTorch()}
 for way in ways.values():
     way(Image.new("RGB", (300, 300)))
-forget_peak()
-idle = peak_bytes()
+idle = forget_peak()
 for path in sys.argv[1:]:
     for name, way in ways.items():
         forget_peak()
