@@ -28,7 +28,8 @@ RECIPES = Path(__file__).parents[1] / "deepspeed"
 # the new parameters collected. DeepSpeed 0.19 reduces whole buckets in stages 1 and 2. Stage 3 collects the parameters
 # a second time, for the backward pass, where they exceed `stage3_max_live_parameters`, here in `zero3_sparing`.
 # In chunks, too, gradients are reduced once a step.
-ROUNDS = {"ddp": 2, "ddp_chunked": 2, "zero1": 3, "zero2": 3, "zero2_chunked": 3, "zero3": 2, "zero3_sparing": 3}
+ROUNDS = {"ddp": 2, "zero1": 3, "zero2": 3, "zero3": 2, "zero3_sparing": 3}
+ROUNDS |= {f"{engine}_chunked": ROUNDS[engine] for engine in ("ddp", "zero1", "zero2", "zero3")}
 NUM_CHUNKS = 4
 TOLERANCE = 0.01
 SPARING = ("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_param_persistence_threshold")

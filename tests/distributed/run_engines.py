@@ -5,6 +5,7 @@
 Rank 0 writes what came of each case to `folder/<name of the case>.pt`.
 """
 
+import contextlib
 import copy
 import gc
 import itertools
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from clip_hf import ClipHfModel
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.engine_args import configure_fsdp
+from scripts.benchmarks.measuring.collectives import CollectiveCounter
 from tests.tiny_pairs import TinyCaptions, TinyPairs, collate, collate_captions
 
 BATCH_SIZE = 16
@@ -34,13 +36,13 @@ LEARNING_RATES = {"sgd": 0.02, "adamw_torch": 1e-3}
 
 
 def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, Any]:
-    """What training left: the log, the parameters, Adam's averages of the gradients, and how the model evaluates.
+    """What training left: log, parameters, rates, Adam's averages of the gradients, and how the model evaluates.
 
     Args:
         case: "name", "engine", "optim", and "model", the folder of the model to begin with; maybe "num_pairs",
             "optim_state", whether to return Adam's averages, "captions", whether to evaluate images with several texts
-            as well, and arguments of training by their own names under "arguments"; `use_cpu` is one, and true by
-            default.
+            as well, "counted", whether to count the bytes sent to reduce gradients, and arguments of training by their
+            own names under "arguments"; `use_cpu` is one, and true by default.
         folder: for the output.
         world_size: number of processes.
     """
@@ -67,10 +69,12 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
     pairs = TinyPairs(model.config, case.get("num_pairs", NUM_STEPS * BATCH_SIZE))
     trainer = ClipTrainer(model, args, train_dataset=pairs, data_collator=collate)
     metrics, caption_metrics = {}, {}
-    if case["engine"] == "fsdp2" and args.use_cpu:
-        log = train_fully_sharded(trainer)
-    else:
-        trainer.train()
+    is_sharded_by_hand = case["engine"] == "fsdp2" and args.use_cpu
+    counter = CollectiveCounter(world_size)
+    with counter if case.get("counted", False) else contextlib.nullcontext():
+        counter.is_counting = True
+        log = train_fully_sharded(trainer) if is_sharded_by_hand else trainer.train()
+    if not is_sharded_by_hand:
         metrics = trainer.evaluate(TinyPairs(model.config, NUM_EVAL_PAIRS))
         if case.get("captions", False):
             trainer.data_collator = collate_captions
@@ -85,6 +89,8 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
     buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
     return {
         "log": log,
+        "reduced": sum(num_bytes for name, num_bytes in counter.sent.items() if "reduce" in name),
+        "rates": decays_and_rates(trainer, case["engine"]),
         "parameters": parameters,
         "buffers": buffers,
         "averages": averages,
@@ -146,6 +152,24 @@ def gathered(model: nn.Module, engine: str) -> Any:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=engine.startswith("zero3"))
+
+
+def decays_and_rates(trainer: ClipTrainer, engine: str) -> dict[str, tuple[float, float]]:
+    """Weight decay and learning rate of each parameter, as the engine's optimizer has them."""
+    groups = trainer.optimizer.param_groups
+    members = [group["params"] for group in groups]
+    if engine in ("zero1", "zero2"):  # whose groups hold one flat tensor each
+        members = trainer.optimizer.optimizer.bit16_groups
+    elif engine.startswith("zero3"):  # whose groups are divided further
+        optimizer = trainer.optimizer.optimizer
+        members = optimizer.fp16_groups
+        groups = [groups[optimizer.sub_group_to_group_id[number]] for number in range(len(members))]
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["weight_decay"], float(group["lr"]))
+        for group, parameters in zip(groups, members, strict=True)
+        for parameter in parameters
+    }
 
 
 def gradient_averages(trainer: ClipTrainer, engine: str) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
-"""Trains on two processes, of which rank 1 fails to read a pair of its second batch, or is killed there."""
+"""Trains on two processes, of which rank 1 cannot read a pair of its second batch, is killed, or reads NaN."""
 
+import math
 import os
 import signal
 import sys
@@ -14,14 +15,15 @@ from tests.tiny_pairs import TinyPairs, collate
 
 
 class DamagedPairs(TinyPairs):
-    """Pairs of which number 12 cannot be read, or is the end of who reads it."""
+    """Pairs of which number 12 cannot be read, is the end of who reads it, or has an image of NaN."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index == 12 and sys.argv[-1] == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
-        if index == 12:
+        if index == 12 and sys.argv[-1] == "raises":
             raise ValueError(f"pair-12 cannot be read, says rank {rank()}")
-        return super().__getitem__(index)
+        pair = super().__getitem__(index)
+        return pair | {"pixel_values": pair["pixel_values"] / (math.nan if index == 12 else 255)}
 
 
 def main() -> None:
@@ -33,7 +35,8 @@ def main() -> None:
         per_device_train_batch_size=4,
         train_sampling_strategy="sequential",
         warmup_steps=0,
-        save_strategy="no",
+        save_strategy="steps",
+        save_steps=1,
         dataloader_num_workers=0,
         disable_tqdm=True,
     )

@@ -1,8 +1,6 @@
 """Every engine, on two processes, gives the parameters that one plain process gives with the whole batch."""
 
-import functools
 import json
-import math
 import os
 import subprocess
 import sys
@@ -11,28 +9,29 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModel
 
 from clip_hf import ClipHfModel
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
-from tests.distributed.run_engines import BATCH_SIZE, LEARNING_RATES, MAX_GRAD_NORM, NUM_EVAL_PAIRS, NUM_STEPS, train
+from tests.distributed.one_process import ADAM_EPSILON, MAX_LOGIT_SCALE, NUM_RANKS, reference
+from tests.distributed.run_engines import BATCH_SIZE, MAX_GRAD_NORM, NUM_EVAL_PAIRS, NUM_STEPS, train
 from tests.tiny_models import tiny_model
 from tests.tiny_pairs import TinyCaptions, TinyPairs, collate, collate_captions
 
 ROOT = Path(__file__).parents[2]
-NUM_RANKS = 2
-MAX_LOGIT_SCALE = math.log(100)
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 # Chunks and tiles that do not divide the batch; a ResNet's chunks are alike, for the reference to have the same ones.
 CHUNK_SIZES = {"vit": 3, "resnet": 4}
 TILE_SIZE = 5
-ADAM_BETAS = {"vit": (0.9, 0.98), "resnet": (0.9, 0.999)}
-ADAM_EPSILON = 1e-6  # with the ResNets' 1e-8, rounding alone moves weights behind dead activations by 1e-5
+IMAGE_RATE = 0.005
 # Their gradient is zero but for rounding, which Adam blows up to whole steps: a softmax does not see what is added to
 # the keys of all positions alike.
 KEY_BIASES = ("qkv.bias", "k_proj.bias")
+# So it does where activations are nearly zero, and here their weights differ by 1e-3 after three steps; with an
+# epsilon of 1e-5, by 3e-6. What Adam is given is compared, and SGD holds the parameters.
+BLOWN_UP = "single-resnet-adamw_torch-whole"
 
 
 def make_case(
@@ -42,10 +41,12 @@ def make_case(
     chunked: bool = True,
     tiled: bool = True,
     synced: bool = False,
+    image_rate: float | None = None,
 ) -> dict[str, Any]:
     """One run; `model` is the name of a checkpoint that the fixture `models` makes, and begins with the tower's."""
     tower = model.split("-")[0]
-    ways = ["chunked" if chunked else "whole", "tiled" if tiled else "plain", *(["synced"] if synced else [])]
+    ways = ["chunked" if chunked else "whole", "tiled" if tiled else "plain"]
+    ways += ["synced"] * synced + ["rated"] * (image_rate is not None)
     return {
         "name": "-".join([engine, model, optim, *ways]),
         "engine": engine,
@@ -57,6 +58,7 @@ def make_case(
             "loss_tile_size": TILE_SIZE if tiled else None,
             "adam_epsilon": ADAM_EPSILON,
             "sync_batch_norm": synced,
+            "image_learning_rate": image_rate,
         },
     }
 
@@ -65,8 +67,8 @@ FAST_CASES = [
     make_case("ddp", "vit"),
     make_case("ddp", "resnet", chunked=False, tiled=False),
     make_case("ddp", "resnet", tiled=False, synced=True),
-    make_case("fsdp2", "vit"),
-    make_case("zero2", "vit", chunked=False),
+    *(make_case("fsdp2", "vit", chunked=chunked) | {"counted": True} for chunked in (False, True)),
+    make_case("zero2", "vit", chunked=False, image_rate=IMAGE_RATE),
     make_case("zero3", "vit", "adamw_torch") | {"captions": True},
     make_case("zero3", "vit-memorized"),
 ]
@@ -121,75 +123,28 @@ def launch(
     return {case["name"]: torch.load(folder / f"{case['name']}.pt") for case in cases}
 
 
-@functools.cache
-def reference(
-    model_folder: Path, optim: str, num_pairs: int, group_size: int, is_synced: bool = False
-) -> dict[str, Any]:
-    """The same training written out: one process, the whole batch, and nothing of ours but the model.
-
-    A batch norm sees `group_size` images at a time, of one rank or, `is_synced`, that many of each rank.
-    """
-    groups = torch.arange(BATCH_SIZE).split(group_size)
-    if is_synced:
-        groups = torch.arange(BATCH_SIZE).view(NUM_RANKS, -1, group_size).transpose(0, 1).flatten(1).unbind()
-    model = ClipHfModel.from_pretrained(model_folder).train()
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    decays = [{"params": decayed, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
-    if optim == "sgd":
-        optimizer = torch.optim.SGD(decays, lr=LEARNING_RATES[optim])
-    else:
-        tower = model_folder.name.split("-")[0]
-        optimizer = torch.optim.AdamW(decays, lr=LEARNING_RATES[optim], betas=ADAM_BETAS[tower], eps=ADAM_EPSILON)
-    pairs = TinyPairs(model.config, num_pairs)
-    log = []
-    for start in range(0, NUM_STEPS * BATCH_SIZE, BATCH_SIZE):
-        batch = collate([pairs[index % num_pairs] for index in range(start, start + BATCH_SIZE)])
-        images = torch.cat([model(pixel_values=batch["pixel_values"][rows]).image_embeds for rows in groups])
-        images = images[torch.cat(groups).argsort()]
-        texts = model(input_ids=batch["input_ids"]).text_embeds
-        scale = bounded(model.logit_scale).exp()
-        logits = scale * images @ texts.T
-        labels = torch.arange(BATCH_SIZE)
-        loss = (nn.functional.cross_entropy(logits, labels) + nn.functional.cross_entropy(logits.T, labels)) / 2
-        loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-        accuracy = (logits.argmax(dim=1) == labels).float().mean()
-        entry = {"loss": loss, "grad_norm": grad_norm, "scale": scale, "text_retrieval_accuracy": accuracy}
-        log.append({key: value.item() for key, value in entry.items()})
-    named = dict(model.named_parameters())
-    averages = {name: optimizer.state[parameter].get("exp_avg") for name, parameter in named.items()}
-    parameters = {name: parameter.detach() for name, parameter in named.items()}
-    return {"log": log, "parameters": parameters, "averages": averages, "buffers": dict(model.named_buffers())}
-
-
-def bounded(logit_scale: Tensor) -> Tensor:
-    """The logarithm of the scale, 100 at most; at the bound, only a gradient that leads down goes through."""
-    at_bound = logit_scale.detach() >= MAX_LOGIT_SCALE
-    passed = logit_scale * 1.0
-    passed.register_hook(lambda gradient: torch.where(at_bound, gradient.clamp(min=0), gradient))
-    return passed + (logit_scale.detach().clamp(max=MAX_LOGIT_SCALE) - logit_scale.detach())
-
-
 def assert_same_training(
     case: dict[str, Any], found: dict[str, Any], models: Path, num_ranks: int = NUM_RANKS
 ) -> None:
     """`found` is what one process with the whole batch leaves."""
-    group_size = case["arguments"]["grad_cache_chunk_size"] or BATCH_SIZE // num_ranks
-    is_synced = case["arguments"]["sync_batch_norm"]
-    expected = reference(models / case["model"], case["optim"], case["num_pairs"], group_size, is_synced)
+    arguments = case["arguments"]
+    group_size = arguments["grad_cache_chunk_size"] or BATCH_SIZE // num_ranks
+    is_synced = arguments["sync_batch_norm"]
+    setup = (group_size, is_synced, arguments["image_learning_rate"])
+    expected = reference(models / case["model"], case["optim"], case["num_pairs"], *setup)
     for name, buffer in expected["buffers"].items():
         if is_synced:
             assert torch.allclose(found["buffers"][name], buffer, rtol=1e-5, atol=1e-5), name
+    assert found["rates"] == expected["rates"]
     assert found["parameters"].keys() == expected["parameters"].keys()
     for name, parameter in expected["parameters"].items():
         if found["averages"]:  # of gradients, whose norm is bounded by 1
             assert torch.dist(found["averages"][name], expected["averages"][name]) < 1e-5, name
-        if not (found["averages"] and name.endswith(KEY_BIASES)):
+        is_blown_up = name.endswith(KEY_BIASES) or case["name"].startswith(BLOWN_UP)
+        if not (found["averages"] and is_blown_up):
             assert (found["parameters"][name] - parameter).abs().max() < 1e-5, name
     assert len(found["log"]) == NUM_STEPS
+    assert max(entry["grad_norm"] for entry in expected["log"]) > MAX_GRAD_NORM, "no gradient was clipped"
     for entry, expected_entry in zip(found["log"], expected["log"], strict=True):
         for key, value in expected_entry.items():
             assert entry[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
@@ -205,6 +160,20 @@ def fast_results(models, tmp_path_factory) -> tuple[Path, dict[str, dict[str, An
 def test_some_engines_train_as_one_process(case, fast_results, models):
     _, results = fast_results
     assert_same_training(case, results[case["name"]], models)
+
+
+def test_a_fully_sharded_step_reduces_gradients_once_in_chunks_too(fast_results):
+    _, results = fast_results
+    assert_reduced_once("fsdp2", results)
+
+
+def assert_reduced_once(engine: str, results: dict[str, dict[str, Any]]) -> None:
+    """A step in chunks reduces the bytes of a whole one, which are at least those of all parameters once."""
+    whole, chunked = (results[make_case(engine, "vit", chunked=chunked)["name"]] for chunked in (False, True))
+    num_bytes = sum(parameter.nbytes for parameter in whole["parameters"].values())
+    share = 1 / NUM_RANKS if engine in ("zero3", "fsdp2") else 1  # of a reduce-scatter, or of an all-reduce
+    assert whole["reduced"] == chunked["reduced"]
+    assert whole["reduced"] == pytest.approx(NUM_STEPS * num_bytes * share, rel=0.02)
 
 
 def test_a_trained_model_opens_with_auto_model(fast_results):
@@ -266,12 +235,9 @@ def test_every_engine_locks_and_unlocks_as_one_process(steps, models, tmp_path):
                 assert torch.equal(parameter, before[name]), (case["name"], name)
 
 
-# But for a ResNet's whole batch with Adam, which turns rounding into steps where activations are nearly zero: with an
-# epsilon of 1e-6 the parameters differ by 1e-3, with 1e-5 by 3e-6. SGD holds that case.
-ALONE = [case for case in MATRIX if not case["name"].startswith("single-resnet-adamw_torch-whole")]
-
-
-@pytest.mark.parametrize("case", [case for case in ALONE if case["engine"] == "single"], ids=lambda case: case["name"])
+@pytest.mark.parametrize(
+    "case", [case for case in MATRIX if case["engine"] == "single"], ids=lambda case: case["name"]
+)
 def test_one_process_trains_as_written_out(case, models, tmp_path):
     found = train(case | {"model": str(models / case["model"])}, tmp_path)
     assert_same_training(case, found, models, num_ranks=1)
@@ -281,6 +247,33 @@ def test_one_process_trains_as_written_out(case, models, tmp_path):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_trains_as_one_process(engine, models, tmp_path):
     cases = [case for case in MATRIX if case["engine"] == engine]
+    results = launch(cases, models, tmp_path)
+    for case in cases:
+        assert_same_training(case, results[case["name"]], models)
+
+
+@pytest.mark.slow
+def test_chunks_reduce_gradients_once_a_step(models, tmp_path):
+    engines = ("ddp", "zero1", "zero2", "zero3")
+    cases = [make_case(engine, "vit", chunked=chunked) for engine in engines for chunked in (False, True)]
+    results = launch([case | {"counted": True} for case in cases], models, tmp_path)
+    for engine in engines:
+        assert_reduced_once(engine, results)
+
+
+@pytest.mark.slow
+def test_every_engine_gives_the_image_tower_its_rate(models, tmp_path):
+    cases = [make_case(engine, "vit", image_rate=IMAGE_RATE) for engine in ENGINES]
+    results = launch(cases, models, tmp_path)
+    for case in cases:
+        assert_same_training(case, results[case["name"]], models)
+
+
+@pytest.mark.slow
+def test_compiled_towers_train_on_two_processes_as_one_plain_one(models, tmp_path):
+    cases = [make_case(engine, tower) for engine in ("ddp", "zero2") for tower in ("vit", "resnet")]
+    for case in cases:
+        case["arguments"]["torch_compile_backend"] = "aot_eager"
     results = launch(cases, models, tmp_path)
     for case in cases:
         assert_same_training(case, results[case["name"]], models)

@@ -10,6 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 240
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+NOT_FINITE = (
+    "FloatingPointError: In step 2 the loss is nan. The samples ['pair-12'] have embeddings that are not finite. "
+    "The last good checkpoint is {folder}/checkpoint-1\n"
+)
 DEEPSPEED = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "2"]
 
 
@@ -19,10 +23,12 @@ DEEPSPEED = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", 
     [
         (TORCHRUN, "raises", "ValueError: pair-12 cannot be read, says rank 1"),
         (TORCHRUN, "killed", "SIGKILL"),
+        (TORCHRUN, "not-finite", NOT_FINITE),
         (DEEPSPEED, "raises", "ValueError: pair-12 cannot be read, says rank 1"),
         (DEEPSPEED, "killed", "exits with return code"),
+        (DEEPSPEED, "not-finite", NOT_FINITE),
     ],
-    ids=["torchrun-raises", "torchrun-killed", "deepspeed-raises", "deepspeed-killed"],
+    ids=[f"{name}-{end}" for name in ("torchrun", "deepspeed") for end in ("raises", "killed", "not-finite")],
 )
 def test_a_rank_that_fails_ends_the_others(launcher, end, message, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -35,6 +41,6 @@ def test_a_rank_that_fails_ends_the_others(launcher, end, message, tmp_path, mon
     )
     assert run.returncode != 0
     printed = run.stdout + run.stderr
-    assert message in printed
-    assert ("pair-12" in printed) == (end == "raises")
+    assert message.format(folder=tmp_path) in printed
+    assert ("pair-12" in printed) == (end != "killed")
     assert time.monotonic() - started < PATIENCE_SECONDS

@@ -50,7 +50,8 @@ class ClipTrainer(PushingTrainer):
     may hold `sample_ids`, a list of names for error messages. One process, DistributedDataParallel, DeepSpeed's ZeRO
     stages and FSDP2 give the same parameters for the same global batch, and so does every `grad_cache_chunk_size`. A
     ResNet's batch norm alone knows only the images that it is given at a time: those of a chunk, on one device or,
-    with `sync_batch_norm`, on all.
+    with `sync_batch_norm`, on all. The scale of the logits is 100 at most: there a gradient that would raise it does
+    not pass, and one that lowers it does.
 
     Evaluation embeds every image and text of the evaluation set once, on whatever number of processes, and reports
     the loss of the set as one batch and retrieval in both directions (`evaluate_retrieval`). Where images have several
