@@ -2,9 +2,9 @@
 
     python scripts/plan_run.py scripts/recipes/vit_l_14.yaml --gpus 64 --memory 80 --tflops 400 --bandwidth 50
 
-Memory is that of parameters, gradients, Adam's averages, activations, batch and loss; the libraries take a gigabyte or
-two more. Time assumes that a share of the peak is reached, `--efficiency`, and that no communication is hidden.
-Options that this command does not know are those of scripts/train.py.
+Memory is that of parameters, gradients, the optimizer's averages, activations, batch and loss; the libraries take a
+gigabyte or two more. Time assumes that a share of the peak is reached, `--efficiency`, and that no communication
+is hidden. Options that this command does not know are those of scripts/train.py.
 """
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -68,13 +68,13 @@ def report(training: Training, plans: dict[str, Plan], num_devices: int, gigabyt
         f"trained; {training.global_batch_size:,} pairs on {num_devices:,} devices, {chunk} at a time; "
         f"{training.flops_of_pair / 1e9:,.1f} GFLOPs a pair\n"
     )
-    names = "".join(f"{name:>13}" for name in (*plans["ddp"].memory, "all", ""))
-    print(f"{'GB of a device':16}{names}{'sent':>10}{'pairs/s':>12}")
+    names = "".join(f"{name:>12}" for name in (*plans["ddp"].memory, "all", ""))
+    print(f"{'GB of a device':14}{names}{'sent':>10}{'pairs/s':>12}")
     for engine, one in plans.items():
         total = sum(one.memory.values()) / 1e9
-        sizes = "".join(f"{size / 1e9:13.2f}" for size in one.memory.values())
+        sizes = "".join(f"{size / 1e9:12.2f}" for size in one.memory.values())
         fits = "fits" if total <= gigabytes else "too much"
-        print(f"{engine:16}{sizes}{total:13.2f}{fits:>13}{one.sent / 1e9:10.2f}{one.pairs_per_second:12,.0f}")
+        print(f"{engine:14}{sizes}{total:12.2f}{fits:>12}{one.sent / 1e9:10.2f}{one.pairs_per_second:12,.0f}")
     ddp = plans["ddp"]
     print(f"\nA step of ddp: {ddp.compute_seconds:.3g} s computing, {ddp.communication_seconds:.3g} s sending.")
 

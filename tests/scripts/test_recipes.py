@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import get_scheduler
+from transformers import TrainingArguments, get_scheduler
 
 from clip_hf import ClipHfConfig, ClipHfModel
 from clip_hf.model.architectures_clip_hf import ARCHITECTURES
@@ -14,6 +14,7 @@ from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.parameter_groups import decay_parameter_names
 from clip_hf.training.planning import Hardware, plan
 from clip_hf.training.recipe import parse_recipe
+from scripts import demo
 from scripts.plan_run import read_training
 from tests.tiny_models import tiny_model
 from tests.tiny_pairs import TinyPairs, collate
@@ -93,8 +94,22 @@ def test_recipe_is_the_papers(architecture, train_script):
     assert args.save_steps * 32_768 / planned.pairs_per_second < 2 * 60 * 60
 
 
-def test_the_schedule_rises_to_the_peak_and_ends_at_zero(train_script):
-    _, _, args = read(train_script, file_of("ViT-B/32"), "--train_data", "pairs")
+@pytest.mark.parametrize("num_processes", [1, 8, 256])
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_the_batch_is_the_papers_on_any_number_of_processes(architecture, num_processes, train_script, monkeypatch):
+    _, _, args = read(train_script, file_of(architecture), "--train_data", "pairs")
+    monkeypatch.setenv("WORLD_SIZE", str(num_processes))
+    args.per_device_train_batch_size = TrainingArguments.per_device_train_batch_size
+    args._share_global_batch()  # as it does where there are so many, which accelerate would look for
+    share = args.per_device_train_batch_size
+    assert share * num_processes * args.gradient_accumulation_steps == 32_768
+    assert share % min(share, args.grad_cache_chunk_size) == 0, "each chunk is full"
+
+
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_the_schedule_rises_to_the_peak_and_ends_at_zero(architecture, train_script):
+    _, _, args = read(train_script, file_of(architecture), "--train_data", "pairs")
+    peak, _ = PUBLISHED[architecture]
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([weight], lr=args.learning_rate)
     schedule = get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(10_000), 10_000)
@@ -103,8 +118,28 @@ def test_the_schedule_rises_to_the_peak_and_ends_at_zero(train_script):
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
-    assert rates[0] == 0 and rates[1000] == pytest.approx(2.5e-4) and max(rates) == rates[2000] == 5e-4
-    assert rates[6000] == pytest.approx(2.5e-4) and schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+    assert rates[0] == 0 and rates[1000] == pytest.approx(peak / 2) and max(rates) == rates[2000] == peak
+    assert rates[6000] == pytest.approx(peak / 2) and schedule.get_last_lr()[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_the_demo_trains_what_the_recipe_of_shapes_does(train_script, tmp_path, monkeypatch):
+    class Trained(Exception):
+        pass
+
+    def stop(*objects, **options):
+        raise Trained(*objects[:2])
+
+    monkeypatch.setattr(demo, "ClipTrainer", stop)
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--output_dir", str(tmp_path)])
+    with pytest.raises(Trained) as caught:
+        demo.main()
+    model, args = caught.value.args
+    model_args, _, expected = read(train_script, str(RECIPES / "shapes.yaml"))
+    config = model_args.build_config(vocab_size=model.config.text_config.vocab_size)
+    assert model.config.to_diff_dict() == config.to_diff_dict()
+    assert model.config.text_config.vocab_size <= model_args.vocab_size
+    for name in ("max_steps", "learning_rate", "warmup_steps", "per_device_train_batch_size", "lr_scheduler_type"):
+        assert getattr(args, name) == getattr(expected, name), name
 
 
 @pytest.mark.parametrize("name", ["shapes", "flickr8k"])

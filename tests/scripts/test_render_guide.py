@@ -1,8 +1,11 @@
 import re
 
+import pytest
+
 from clip_hf.training.planning import Hardware, Training, plan
 from clip_hf.training.recipe import read_recipe
-from scripts.render_guide import PAGE, RECIPES, largest_chunk, render_page
+from scripts.plan_run import read_training
+from scripts.render_guide import OWN_MACHINES, PAGE, RECIPES, ROOT, WITH_SMALLER_BATCH, largest_chunk, render_page
 from tests.tiny_models import tiny_config
 
 
@@ -10,13 +13,45 @@ def test_the_guide_is_the_planners():
     page = PAGE.read_text(encoding="utf-8")
     assert render_page(page) == page, "run scripts/render_guide.py"
     for name in RECIPES:
-        assert page.count(f"| [{name}]({name}.yaml) |") == 2
+        assert page.count(f"| [{name}]({name}.yaml) | 32,768 |") == 2
+        assert page.count(f"| [{name}]({name}.yaml) | 4,096 |") == 2 * (name in WITH_SMALLER_BATCH)
+
+
+def test_every_recipe_has_its_machine():
+    files = {file.stem for file in PAGE.parent.glob("*.yaml")} - {"flickr8k_variants"}  # recipes that are compared
+    assert files == RECIPES.keys() | OWN_MACHINES.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "num_pairs"),
+    [("one_gpu", 4096, 10 * 10_000_000), ("flickr8k", 256, 30 * 6_000), ("shapes", 60, 1600 * 60)],
+)
+def test_a_small_machine_is_planned_for_what_its_recipe_says(name, batch_size, num_pairs):
+    page = PAGE.read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| \[{name}\].*", page, re.MULTILINE)
+    _, machine, batch, parameters, gflops, gigabytes, pairs, minutes = row.strip("| ").split(" | ")
+    assert (batch, pairs) == (f"{batch_size:,}", f"{num_pairs:,}") and machine == OWN_MACHINES[name][0]
+    _, num_devices, peak, _ = OWN_MACHINES[name]
+    training = read_training(str(PAGE.with_name(f"{name}.yaml")), num_devices, 16)
+    planned = plan(training, Hardware(num_devices, peak, 0.4, 25e9), "zero1")
+    found = [float(number.replace(",", "")) for number in (parameters, gflops, gigabytes, minutes)]
+    expected = [training.num_parameters / 1e6, training.flops_of_pair / 1e9, sum(planned.memory.values()) / 1e9]
+    assert found == pytest.approx([*expected, num_pairs / planned.pairs_per_second / 60], rel=0.05)
+
+
+def test_the_machine_of_flickr8k_is_about_that_of_its_page():
+    """Whose 17 minutes, on two cores, include evaluation."""
+    row = re.search(r"^\| \[flickr8k\].*\| (\d+) \|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    measured = re.search(r"\| time \| (\d+) minutes \|", (ROOT / "model_cards" / "flickr8k.md").read_text("utf-8"))
+    assert int(row[1]) == pytest.approx(int(measured[1]), rel=0.25)
 
 
 def test_the_recipes_fit_eight_gpus_of_80_gb():
     page = PAGE.read_text(encoding="utf-8")
     for name in RECIPES:
-        (row,) = re.findall(rf"^\| \[{name}\].* ([\d,]+) \|$", page.partition("## Time")[0], re.MULTILINE)
+        (row,) = re.findall(
+            rf"^\| \[{name}\]\S+ \| 32,768 .* ([\d,]+) \|$", page.partition("## Time")[0], re.MULTILINE
+        )
         recipe = read_recipe(str(PAGE.with_name(f"{name}.yaml")))
         assert recipe["grad_cache_chunk_size"] <= int(row.replace(",", "")), name
 

@@ -129,6 +129,22 @@ def test_what_engines_cannot_do_is_known_before_they_are_made():
         check_options(args, tiny_config("vit"))
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"grad_cache_chunk_size": 4}, "grad_cache_chunk_size"),
+        ({"grad_cache_text_chunk_size": 4}, "grad_cache_chunk_size"),
+        ({"activation_checkpointing": True}, "activation_checkpointing"),
+    ],
+)
+def test_compiled_towers_that_fsdp_divides_are_computed_once(options, name):
+    args = arguments(torch_compile_backend="aot_eager", **options)
+    check_options(args, tiny_config("vit"))
+    args.fsdp = True
+    with pytest.raises(ValueError, match=f"torch_compile and {name} are set, but where FSDP"):
+        check_options(args, tiny_config("vit"))
+
+
 def test_a_new_run_is_not_begun_among_checkpoints(tmp_path):
     (tmp_path / "checkpoint-3.whole").mkdir()  # the last step of its writing is still to come
     with pytest.raises(ValueError, match=r"has checkpoints of a run already, such as checkpoint-3.whole"):

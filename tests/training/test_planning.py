@@ -18,6 +18,11 @@ ROOT = Path(__file__).parents[2]
 MEASURED = ROOT / "scripts" / "benchmarks" / "results"
 RECIPES = ROOT / "scripts" / "recipes"
 ONE = Hardware(1, 1e12, 0.5, 1e9)
+STATE = ("parameters", "gradients", "optimizer")
+
+
+def state_of(planned):
+    return sum(planned.memory[part] for part in STATE)
 
 
 @pytest.mark.parametrize("tower", TOWERS)
@@ -49,7 +54,22 @@ def test_activations_are_what_autograd_saves(tower):
 def test_engines_divide_what_they_divide(engine, share_of_four):
     training = Training(tiny_config("vit"), 64)
     planned = plan(training, Hardware(4, 1e12, 0.5, 1e9), engine)
-    assert planned.memory["parameters"] == pytest.approx(share_of_four * training.num_parameters)
+    assert state_of(planned) == pytest.approx(share_of_four * training.num_parameters)
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [("ddp", (4, 4, 8)), ("zero1", (4, 4, 8 / 4)), ("zero2", (4, 4 / 4, 8 / 4)), ("zero3", (4 / 4, 4 / 4, 8 / 4))],
+)
+def test_parameters_gradients_and_averages_are_told_apart(engine, expected):
+    training = Training(tiny_config("vit"), 64)
+    memory = plan(training, Hardware(4, 1e12, 0.5, 1e9), engine).memory
+    assert [memory[part] / training.num_parameters for part in STATE] == pytest.approx(expected)
+    assert list(memory) == [*STATE, "activations", "batch", "loss"]
+    training = Training(tiny_config("vit"), 64, locked=("image",), optimizer="adamw_torch_8bit", has_average=True)
+    memory = plan(training, ONE, engine).memory
+    parts = (8 * training.num_parameters, 4 * training.num_trained, 2 * training.num_trained)
+    assert tuple(memory[part] for part in STATE) == parts
 
 
 def test_a_device_sends_what_was_counted():
@@ -84,25 +104,25 @@ def test_mistakes_are_named():
         Training(tiny_config("vit"), 64, 0)
 
 
-def parameters_of(engine="ddp", **options):
+def trained_with(engine="ddp", **options):
     training = Training(tiny_config("vit"), 64, **options)
-    return training, plan(training, Hardware(4, 1e12, 0.5, 1e9), engine).memory["parameters"]
+    return training, state_of(plan(training, Hardware(4, 1e12, 0.5, 1e9), engine))
 
 
 def test_averages_take_what_the_optimizer_gives_them():
     for optimizer, size in (("adamw_torch", 16), ("adamw_torch_8bit", 10), ("sgd", 8)):
-        training, found = parameters_of(optimizer=optimizer)
+        training, found = trained_with(optimizer=optimizer)
         assert found == size * training.num_parameters
-    training, found = parameters_of("zero3", has_average=True)
+    training, found = trained_with("zero3", has_average=True)
     assert found == (16 / 4 + 4) * training.num_parameters
     with pytest.raises(ValueError, match="optim is lomo, but"):
-        parameters_of(optimizer="lomo")
+        trained_with(optimizer="lomo")
 
 
 def test_what_is_held_has_no_gradients_activations_or_messages():
-    model, (whole, _) = tiny_model("vit"), parameters_of()
+    model, (whole, _) = tiny_model("vit"), trained_with()
     rest = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("vision_model"))
-    training, found = parameters_of(locked=("image",))
+    training, found = trained_with(locked=("image",))
     assert training.num_trained == rest and found == 4 * training.num_parameters + 12 * rest
     plans = [plan(one, Hardware(4, 1e12, 0.5, 1e9), "ddp") for one in (whole, training)]
     assert plans[1].memory["activations"] == 16 * training.bytes_of_text < plans[0].memory["activations"]
@@ -115,7 +135,7 @@ def test_an_adapter_has_the_parameters_that_peft_gives_it(locked, tmp_path):
     args = ClipTrainingArguments(str(tmp_path), use_cpu=True, image_locked_steps=-1 if locked else 0)
     Adapter(model, 3, args)
     TowerLocks(args, model)
-    training, found = parameters_of(lora_rank=3, locked=locked)
+    training, found = trained_with(lora_rank=3, locked=locked)
     assert training.num_parameters == sum(p.numel() for p in model.parameters())
     assert training.num_trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert found == 4 * training.num_parameters + 12 * training.num_trained
@@ -198,3 +218,6 @@ def test_the_script_has_a_line_for_each_engine(capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines if len(line) > 7 and "fits" in line] == ["ddp", "zero1", "zero2", "zero3"]
     assert "32,768 pairs on 512 devices, 64 at a time" in " ".join(lines[0])
+    assert lines[2][4:11] == [*STATE, "activations", "batch", "loss", "all"]
+    for line in lines[3:7]:
+        assert sum(map(float, line[1:7])) == pytest.approx(float(line[7]), abs=0.04)

@@ -215,6 +215,13 @@ def _check_optimizer(args: ClipTrainingArguments) -> None:
 
 
 def _check_engine(args: ClipTrainingArguments) -> None:
+    is_recomputed = args.activation_checkpointing or any(args.chunk_sizes)
+    if args.fsdp and args.torch_compile and is_recomputed:
+        name = "activation_checkpointing" if args.activation_checkpointing else "grad_cache_chunk_size"
+        raise ValueError(
+            f"torch_compile and {name} are set, but where FSDP brings parameters together, a compiled tower keeps "
+            "other tensors when it is computed again than at first: leave one of them out, or use ZeRO-2 or ZeRO-3"
+        )
     if args.fsdp and args.device.type == "cpu":
         raise ValueError(
             "fsdp is set, but accelerate knows it on accelerators alone, and on a CPU would train without it and say "

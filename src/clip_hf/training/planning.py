@@ -191,7 +191,8 @@ class Plan:
     """What one device holds, sends and takes in a step.
 
     Args:
-        memory: bytes, by what they are for; the libraries' own come on top.
+        memory: bytes, by what they are for, an average of the weights among the parameters; the libraries' own come
+            on top.
         sent: bytes to other devices.
         compute_seconds: of the step.
         communication_seconds: of the step, were none of it hidden behind computing.
@@ -225,8 +226,14 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     text_bytes = 4 * training.config.projection_dim
 
     averages = BYTES_OF_AVERAGES[training.optimizer]
-    parts = (4 * num_parameters, 4 * training.num_trained, averages * training.num_trained)
-    whole, divided = sum(parts[: 3 - DIVIDED[engine]]), sum(parts[3 - DIVIDED[engine] :])
+    parts: dict[str, float] = {
+        "parameters": 4 * num_parameters,
+        "gradients": 4 * training.num_trained,
+        "optimizer": averages * training.num_trained,
+    }
+    for name in list(parts)[len(parts) - DIVIDED[engine] :]:
+        parts[name] /= num_devices
+    parts["parameters"] += 4 * num_parameters * training.has_average
     # Of two towers, the first has its backward pass when both are saved, unless chunks are recomputed one by one.
     is_chunked = min(num_images, num_texts) < own_size
     saved = {"image": num_images * training.bytes_of_image, "text": num_texts * training.bytes_of_text}
@@ -234,8 +241,7 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     activations = max(towers) if is_chunked else sum(towers)
     if training.bf16:
         activations = SHARE_IN_BF16 * activations + 2 * num_parameters
-    memory = {
-        "parameters": whole + divided / num_devices + 4 * num_parameters * training.has_average,
+    memory = parts | {
         "activations": activations,
         "batch": own_size * (vision.num_channels * vision.image_size**2 + 8 * training.text_length + 4 * text_bytes),
         "loss": 2 * batch_size * text_bytes + min(TILE_BYTES, 8 * own_size * batch_size),
