@@ -58,6 +58,19 @@ def test_by_default_a_random_square_of_the_resized_image_is_cut_out(image_proces
     assert len(lefts) > 25 and {0, 32} <= lefts
 
 
+@pytest.mark.parametrize("resample", [Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
+def test_a_resized_image_differs_little_from_pillows_whatever_its_shape(resample):
+    """Noise and soft gradients, hardly larger than the crop, smaller, tall and wide."""
+    processor, whole_area = ClipHfImageProcessor(size=SIZE, crop_size=SIZE, resample=resample), (1.0, 1.0)
+    for height, width in ((SIZE, SIZE), (33, 44), (40, 36), (20, 27), (120, 40), (40, 120)):
+        for image in (noise(height, width), noise(6, 8).resize((width, height), Image.Resampling.BICUBIC)):
+            crop = image.crop(random_box(image.size, whole_area, random.Random(0)))
+            pillows = np.asarray(crop.resize((SIZE, SIZE), resample)).transpose(2, 0, 1).astype(int)
+            differences = np.abs(prepared(image, processor, crop_scale=whole_area).numpy().astype(int) - pillows)
+            assert differences.max() <= (8 if height > width else 2), (height, width)
+            assert differences.mean() < (0.4 if height > width else 0.1), (height, width)
+
+
 @pytest.fixture(scope="module")
 def large_photo(tmp_path_factory) -> bytes:
     """A smooth image with some sharp edges, 1600x1200, as a JPEG file."""

@@ -19,7 +19,16 @@ from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessorTorch, re
 
 _RATIOS = (3 / 4, 4 / 3)
 _NUM_CROP_ATTEMPTS = 10
-RESIZER = ClipHfImageProcessorTorch()
+
+
+class _TrainingResizer(ClipHfImageProcessorTorch):
+    """Leaves nothing to Pillow for its rounding, which is less than what decoding at a reduced size changes."""
+
+    def _rounds_otherwise(self, image: Image.Image, resized: tuple[int, int], resample: int) -> bool:
+        return False
+
+
+_RESIZER = _TrainingResizer()
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,7 @@ def training_pixels(
     """Returns the pixels of a training image, (3, S, S) in uint8.
 
     Large files are decoded at a reduced size, as `decode_image` says, and torch resizes, which is faster than Pillow
-    and differs from it by what `ClipHfImageProcessorTorch` says. Evaluation does neither.
+    and differs from it by 2/255 at most, in tall images of mere noise by 8/255. Evaluation does neither.
 
     Args:
         image: whatever can be decoded.
@@ -90,7 +99,7 @@ def training_pixels(
         rgb = decode_image(image, name=name, minimum_size=least)
         rgb = rgb.crop(random_box(rgb.size, augmentation.crop_scale, rng))
         resized, square = (side, side), (0, 0, side, side)
-    return _change(RESIZER.resize_and_crop(rgb, resized, square, processor.resample), augmentation, rng)
+    return _change(_RESIZER.resize_and_crop(rgb, resized, square, processor.resample), augmentation, rng)
 
 
 def evaluation_pixels(image: Any, processor: BaseImageProcessor) -> Tensor:

@@ -207,13 +207,21 @@ class ClipHfImageProcessorTorch(ClipHfImageProcessor):
     ) -> Tensor:
         """Returns uint8 (3, bottom - top, right - left): the box of the image resized to (width, height)."""
         is_left_to_pillow = resample not in _TORCH_MODES or math.prod(resized) > LARGEST_RESIZE
-        if is_left_to_pillow or _rounds_otherwise(image, resized, resample):
+        if is_left_to_pillow or self._rounds_otherwise(image, resized, resample):
             return super().resize_and_crop(image, resized, box, resample, device)
         pixels = torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)
         if resized != image.size:
             pixels = self._interpolate(pixels[None], resized[::-1], resample)[0]
         left, top, right, bottom = box
         return functional.pad(pixels, (-left, right - resized[0], -top, bottom - resized[1])).contiguous()
+
+    def _rounds_otherwise(self, image: Image.Image, resized: tuple[int, int], resample: int) -> bool:
+        """Whether torch may be more than 1/255 off Pillow."""
+        # Since version 13, Pillow may resize the height of a tall image before its width.
+        is_tall = image.height > 2 * image.width or image.height * resized[0] > 1.02 * image.width * resized[1]
+        # torch rounds weights to 16 bits, which shows where a few large ones are added up.
+        is_near = image.width < 1.6 * resized[0] or image.height < 1.6 * resized[1]
+        return is_tall or (resample == Image.Resampling.BICUBIC and is_near)
 
     def _interpolate(self, pixels: Tensor, size: tuple[int, int], resample: int) -> Tensor:
         """Resizes uint8 (1, 3, H, W) to (height, width)."""
@@ -257,15 +265,6 @@ IMAGE_PROCESSOR_CLASSES: dict[str, type[BaseImageProcessor]] = {
 """The class of each backend, as `AutoImageProcessor.register(image_processor_classes=...)` takes them."""
 
 ClipHfImageProcessor.register_for_auto_class()  # saving copies the code, for all three
-
-
-def _rounds_otherwise(image: Image.Image, resized: tuple[int, int], resample: int) -> bool:
-    """Whether torch may be more than 1/255 off Pillow."""
-    # Since version 13, Pillow may resize the height of a tall image before its width.
-    is_tall = image.height > 2 * image.width or image.height * resized[0] > 1.02 * image.width * resized[1]
-    # torch rounds weights to 16 bits, which shows where a few large ones are added up.
-    is_near = image.width < 1.6 * resized[0] or image.height < 1.6 * resized[1]
-    return is_tall or (resample == Image.Resampling.BICUBIC and is_near)
 
 
 def _interpolate_in_floats(pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
