@@ -40,8 +40,7 @@ test-gpu: $(VENV)/.installed  ## Run the tests that need CUDA devices
 test-peers: $(PEERS_VENV)/.installed  ## Compare with OpenCLIP, OpenAI's code, torchvision and torchao, in .venv-peers
 	@$(PEERS_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E "^(open_clip|clip-any|tim|torch|transformers|clip_hf)"
 	@$(PEERS_VENV)/bin/python -m pytest -m "peers or not (slow or gpu)" tests/peers tests/model/test_image_processing_clip_hf.py
-	@$(PEERS_VENV)/bin/python -m pytest -m "slow or not slow" -k "eight_bit or 8_bit" \
-		tests/training/test_trainer.py tests/training/test_tower_locks.py
+	@$(PEERS_VENV)/bin/python -m pytest -m peers tests/training
 
 check: $(VENV)/.installed  ## Check style, types, spelling and the repository's own rules
 	@$(VENV)/bin/ruff check

@@ -23,7 +23,7 @@ WITH_SMALLER_BATCH, SMALLER_BATCH = ("rn50", "vit_b_32"), ("--global_batch_size"
 OWN_MACHINES = {
     "one_gpu": ("one GPU of 24 GB and 150 TFLOP/s", 1, 150e12, 10_000_000),
     "flickr8k": ("two cores, a process each", 2, 0.05e12, 6_000),
-    "shapes": ("one core", 1, 0.05e12, 0),  # whose recipe counts steps
+    "shapes": ("one core", 1, 0.05e12, None),  # whose recipe counts steps
 }
 MEMORIES, COUNTS = (16, 24, 48, 80), (1, 8, 64, 512, 4096)  # GB, and GPUs
 NUM_PAIRS = 400_000_000  # of the paper's data, section 2.2
@@ -61,14 +61,14 @@ def render_rows(name: str, training: Training, num_epochs: float) -> tuple[list[
 
 def render_own_row(stem: str) -> list[str]:
     """Returns the row of a recipe that has a machine of its own."""
-    machine, count, peak, num_pairs = OWN_MACHINES[stem]
+    machine, count, peak, epoch = OWN_MACHINES[stem]
     path = str(PAGE.with_name(f"{stem}.yaml"))
     training, recipe = read_training(path, count, TEXT_LENGTH), read_recipe(path)
-    num_pairs = recipe.get("num_train_epochs", 0) * num_pairs or recipe["max_steps"] * training.global_batch_size
+    pairs = epoch * recipe["num_train_epochs"] if epoch else recipe["max_steps"] * training.global_batch_size
     planned = plan(training, Hardware(count, peak, EFFICIENCY, BANDWIDTH), "zero1")
     numbers = (training.num_parameters / 1e6, training.flops_of_pair / 1e9, sum(planned.memory.values()) / 1e9)
     row = [f"[{stem}]({stem}.yaml)", machine, f"{training.global_batch_size:,}", *map(short, numbers)]
-    return [*row, f"{num_pairs:,}", short(num_pairs / planned.pairs_per_second / 60)]
+    return [*row, f"{pairs:,}", short(pairs / planned.pairs_per_second / 60)]
 
 
 def render_table(rows: list[list[str]]) -> str:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from clip_hf import ClipHfModel
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
@@ -46,6 +47,8 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
         folder: for the output.
         world_size: number of processes.
     """
+    torch._dynamo.reset()
+    counters.clear()
     arguments = {"use_cpu": True} | case.get("arguments", {})
     args = ClipTrainingArguments(
         output_dir=str(folder / case["name"]),
@@ -93,6 +96,7 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
         "rates": decays_and_rates(trainer, case["engine"]),
         "parameters": parameters,
         "buffers": buffers,
+        "num_graphs": counters["stats"]["unique_graphs"],
         "averages": averages,
         "metrics": metrics,
         "caption_metrics": caption_metrics,

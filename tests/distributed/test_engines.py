@@ -276,6 +276,7 @@ def test_compiled_towers_train_on_two_processes_as_one_plain_one(models, tmp_pat
         case["arguments"]["torch_compile_backend"] = "aot_eager"
     results = launch(cases, models, tmp_path)
     for case in cases:
+        assert results[case["name"]]["num_graphs"] >= 2
         assert_same_training(case, results[case["name"]], models)
 
 

@@ -133,7 +133,7 @@ def test_what_engines_cannot_do_is_known_before_they_are_made():
     ("options", "name"),
     [
         ({"grad_cache_chunk_size": 4}, "grad_cache_chunk_size"),
-        ({"grad_cache_text_chunk_size": 4}, "grad_cache_chunk_size"),
+        ({"grad_cache_text_chunk_size": 4}, "grad_cache_text_chunk_size"),
         ({"activation_checkpointing": True}, "activation_checkpointing"),
     ],
 )

@@ -87,6 +87,7 @@ def test_an_unlocked_tower_starts_like_a_new_one(tower, steps, tmp_path):
         assert torch.allclose(trainer.model.state_dict()[name], parameter, rtol=0, atol=1e-5), name
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize(
     "options", [{"image_learning_rate": 1e-4}, {"layer_decay": 0.5}, {"image_locked_steps": 2, "layer_decay": 0.5}]
 )

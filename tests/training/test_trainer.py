@@ -106,7 +106,7 @@ def test_compiled_towers_train_as_they_do_otherwise(tower, chunk_size, tmp_path)
         assert torch.allclose(compiled[name].float(), tensor.float(), atol=1e-4), name
 
 
-@pytest.mark.slow
+@pytest.mark.peers
 def test_eight_bit_averages_train_nearly_as_others(tmp_path):
     pytest.importorskip("torchao", reason="adamw_torch_8bit needs torchao")
     logs = []

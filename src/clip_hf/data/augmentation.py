@@ -22,9 +22,9 @@ _NUM_CROP_ATTEMPTS = 10
 
 
 class _TrainingResizer(ClipHfImageProcessorTorch):
-    """Leaves nothing to Pillow for its rounding, which is less than what decoding at a reduced size changes."""
+    """Leaves nothing to Pillow for its rounding: decoding at a reduced size changes more."""
 
-    def _rounds_otherwise(self, image: Image.Image, resized: tuple[int, int], resample: int) -> bool:
+    def _leaves_to_pillow(self, image: Image.Image, resized: tuple[int, int], resample: int) -> bool:
         return False
 
 

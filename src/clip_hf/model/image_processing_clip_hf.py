@@ -206,8 +206,8 @@ class ClipHfImageProcessorTorch(ClipHfImageProcessor):
         device: str | torch.device | None = None,
     ) -> Tensor:
         """Returns uint8 (3, bottom - top, right - left): the box of the image resized to (width, height)."""
-        is_left_to_pillow = resample not in _TORCH_MODES or math.prod(resized) > LARGEST_RESIZE
-        if is_left_to_pillow or self._rounds_otherwise(image, resized, resample):
+        is_unfit = resample not in _TORCH_MODES or math.prod(resized) > LARGEST_RESIZE
+        if is_unfit or self._leaves_to_pillow(image, resized, resample):
             return super().resize_and_crop(image, resized, box, resample, device)
         pixels = torch.from_numpy(np.array(image)).to(device).permute(2, 0, 1)
         if resized != image.size:
@@ -215,8 +215,8 @@ class ClipHfImageProcessorTorch(ClipHfImageProcessor):
         left, top, right, bottom = box
         return functional.pad(pixels, (-left, right - resized[0], -top, bottom - resized[1])).contiguous()
 
-    def _rounds_otherwise(self, image: Image.Image, resized: tuple[int, int], resample: int) -> bool:
-        """Whether torch may be more than 1/255 off Pillow."""
+    def _leaves_to_pillow(self, image: Image.Image, resized: tuple[int, int], resample: int) -> bool:
+        """Whether torch may be more than 1/255 off."""
         # Since version 13, Pillow may resize the height of a tall image before its width.
         is_tall = image.height > 2 * image.width or image.height * resized[0] > 1.02 * image.width * resized[1]
         # torch rounds weights to 16 bits, which shows where a few large ones are added up.

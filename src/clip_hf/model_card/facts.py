@@ -157,8 +157,8 @@ class ModelCardFacts:
                 facts |= facts_of_training(results, evaluation_set)
             except ValueError as error:
                 raise ValueError(f"{results_file}: {error}") from error
-            what = evaluation_sources(results), "name" in evaluation_set
-            evaluations = without_repetitions(facts["evaluations"], evaluations, *what)
+            sources, is_named = evaluation_sources(results), "name" in evaluation_set
+            evaluations = without_repetitions(facts["evaluations"], evaluations, sources, is_named)
         facts["evaluations"] = evaluations
         return cls._with_card(card_file, facts | defaults)
 

@@ -215,12 +215,12 @@ def _check_optimizer(args: ClipTrainingArguments) -> None:
 
 
 def _check_engine(args: ClipTrainingArguments) -> None:
-    is_recomputed = args.activation_checkpointing or any(args.chunk_sizes)
-    if args.fsdp and args.torch_compile and is_recomputed:
-        name = "activation_checkpointing" if args.activation_checkpointing else "grad_cache_chunk_size"
+    options = ("activation_checkpointing", "grad_cache_chunk_size", "grad_cache_text_chunk_size")
+    recomputing = [name for name in options if getattr(args, name)]
+    if args.fsdp and args.torch_compile and recomputing:
         raise ValueError(
-            f"torch_compile and {name} are set, but where FSDP brings parameters together, a compiled tower keeps "
-            "other tensors when it is computed again than at first: leave one of them out, or use ZeRO-2 or ZeRO-3"
+            f"torch_compile and {recomputing[0]} are set, but where FSDP brings parameters together, a compiled tower "
+            "keeps other tensors when it is computed again than at first: leave one of them out, or use ZeRO-2"
         )
     if args.fsdp and args.device.type == "cpu":
         raise ValueError(

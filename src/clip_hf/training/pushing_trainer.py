@@ -24,7 +24,7 @@ class PushingTrainer(ResumableTrainer):
     """A Trainer that pushes what `scripts/push_to_hub.py` pushes, with the same retries and errors.
 
     The pushes of a `hub_strategy` while it trains are transformers' own, in the background: one that fails is told of
-    in a warning, and what it left out goes with the next.
+    in a warning, and the next brings the model, though not a checkpoint that was to be kept.
 
     Args:
         model: as for `transformers.Trainer`.
@@ -100,10 +100,10 @@ class PushingTrainer(ResumableTrainer):
         return push() if blocking else HfApi().run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        before = self.push_in_progress
+        before = [] if self.push_in_progress is None else list(self.push_in_progress.jobs)
         super()._push_from_checkpoint(checkpoint_folder)
-        if self.push_in_progress is not before:
-            for job in self.push_in_progress.jobs:
+        for job in [] if self.push_in_progress is None else self.push_in_progress.jobs:
+            if job not in before:
                 job.add_done_callback(partial(_tell_of_failure, self.hub_model_id, self.state.global_step))
 
     def create_model_card(self, **facts: Any) -> None:
