@@ -6,6 +6,7 @@ What was trained to the end is not trained again, what was not goes on. Options 
 """
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -20,14 +21,14 @@ from clip_hf.training.mistakes import told_in_a_line
 from clip_hf.training.recipe import read_recipe
 from clip_hf.training.variants import read_variants
 
-TRAIN = Path(__file__).with_name("train.py")
+TRAIN = os.path.relpath(Path(__file__).with_name("train.py"))  # results name the command, and no place of this machine
 
 
 def train(options: dict[str, Any], folder: Path, more: list[str]) -> dict[str, Any]:
     """Returns what the training of a variant left in results.json, after the training if need be."""
     results, recipe = folder / "results.json", folder / "recipe.yaml"
     written = f"# with {shlex.join(more)}\n" + yaml.safe_dump(options | {"output_dir": str(folder)})
-    command = [str(TRAIN), str(recipe), *more]
+    command = [TRAIN, str(recipe), *more]
     if recipe.is_file():
         if recipe.read_text(encoding="utf-8") != written:
             sys.exit(f"{folder} holds another training, or one of other options: delete it, or name another --output")

@@ -25,7 +25,8 @@ def test_variants_are_trained_once_and_compared(tmp_path, monkeypatch, capsys):
     assert [variant["evaluations"][-1]["pairs"] for variant in comparison.values()] == [16, 8]
     results = json.loads((tmp_path / "out" / "batches_of_4" / "results.json").read_text())
     assert comparison["batches of 4"]["evaluations"][-1]["mean_recall"] == results["evaluation"]["eval_mean_recall"]
-    assert comparison["batches of 4"]["command"].endswith(" ".join(OPTIONS))
+    command = comparison["batches of 4"]["command"]
+    assert command.startswith("scripts/train.py ") and command.endswith(" ".join(OPTIONS))
     assert (tmp_path / "out" / "comparison.png").stat().st_size > 10_000
     best = max(comparison, key=lambda name: comparison[name]["evaluations"][-1]["mean_recall"])
     table = [line for line in capsys.readouterr().out.splitlines() if "mean recall" in line]
