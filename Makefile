@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 PEERS_VENV := .venv-peers
-# What `make test-peers` compares with; clip-anytorch packages OpenAI's code, torchao has the 8-bit optimizer. torchvision is the release that belongs to the torch in constraints.txt.
-PEERS := open_clip_torch==3.3.0 torchvision==0.28.0 clip-anytorch==2.6.0 torchao==0.18.0
+# What `make test-peers` compares with; clip-anytorch packages OpenAI's code. torchvision is the release that belongs to the torch in constraints.txt.
+PEERS := open_clip_torch==3.3.0 torchvision==0.28.0 clip-anytorch==2.6.0
+# It has the 8-bit optimizer, and lies apart: where transformers finds it, every start imports it, with seconds and warnings.
+TORCHAO := $(PEERS_VENV)/torchao
 
 # The folder of real test data (CONTRIBUTING.md). Tests that need it are skipped where there is none.
 CLIP_HF_TEST_DATA ?= $(abspath $(wildcard ../shared/data))
@@ -40,7 +42,7 @@ test-gpu: $(VENV)/.installed  ## Run the tests that need CUDA devices
 test-peers: $(PEERS_VENV)/.installed  ## Compare with OpenCLIP, OpenAI's code, torchvision and torchao, in .venv-peers
 	@$(PEERS_VENV)/bin/python -m pip list --disable-pip-version-check | grep -E "^(open_clip|clip-any|tim|torch|transformers|clip_hf)"
 	@$(PEERS_VENV)/bin/python -m pytest -m "peers or not (slow or gpu)" tests/peers tests/model/test_image_processing_clip_hf.py
-	@$(PEERS_VENV)/bin/python -m pytest -m peers tests/training
+	@PYTHONPATH=$(TORCHAO) $(PEERS_VENV)/bin/python -m pytest -m peers tests/training/test_trainer.py tests/training/test_tower_locks.py
 
 check: $(VENV)/.installed  ## Check style, types, spelling and the repository's own rules
 	@$(VENV)/bin/ruff check
@@ -81,6 +83,7 @@ $(PEERS_VENV)/.installed: pyproject.toml constraints.txt Makefile | $(PEERS_VENV
 	@echo "Installing into $(PEERS_VENV); the first time takes minutes."
 	@$(PEERS_VENV)/bin/python $(PIP_INSTALL) torch torchvision==0.28.0
 	@$(PEERS_VENV)/bin/python $(PIP_INSTALL) $(PEERS) pytest pytest-timeout --editable ".[train,eval]"
+	@$(PEERS_VENV)/bin/python $(PIP_INSTALL) --no-deps --upgrade --target $(TORCHAO) torchao==0.18.0
 	@touch $@
 
 $(VENV)/bin/python $(PEERS_VENV)/bin/python:
