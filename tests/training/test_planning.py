@@ -66,10 +66,19 @@ def test_parameters_gradients_and_averages_are_told_apart(engine, expected):
     memory = plan(training, Hardware(4, 1e12, 0.5, 1e9), engine).memory
     assert [memory[part] / training.num_parameters for part in STATE] == pytest.approx(expected)
     assert list(memory) == [*STATE, "activations", "batch", "loss"]
-    training = Training(tiny_config("vit"), 64, locked=("image",), optimizer="adamw_torch_8bit", has_average=True)
+    options = {"locked": ("image",), "optimizer": "adamw_torch_8bit", "has_average": True}
+    training = Training(tiny_config("vit"), 64, chunk_size=32, **options)
     memory = plan(training, ONE, engine).memory
     parts = (8 * training.num_parameters, 4 * training.num_trained, 2 * training.num_trained)
     assert tuple(memory[part] for part in STATE) == parts
+
+
+def test_gradients_of_one_process_come_where_activations_were():
+    training = Training(tiny_config("vit"), 2)
+    one, two = (plan(training, Hardware(number, 1e12, 0.5, 1e9), "ddp") for number in (1, 2))
+    gradients = 4 * training.num_trained
+    assert 0 < one.memory["activations"] < gradients
+    assert one.memory["gradients"] + one.memory["activations"] == gradients == two.memory["gradients"]
 
 
 def test_a_device_sends_what_was_counted():

@@ -191,8 +191,8 @@ class Plan:
     """What one device holds, sends and takes in a step.
 
     Args:
-        memory: bytes, by what they are for, an average of the weights among the parameters; the libraries' own come
-            on top.
+        memory: bytes, by what they are for, an average of the weights among the parameters, and of gradients what
+            finds no place where activations were; the libraries' own come on top.
         sent: bytes to other devices.
         compute_seconds: of the step.
         communication_seconds: of the step, were none of it hidden behind computing.
@@ -241,6 +241,8 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     activations = max(towers) if is_chunked else sum(towers)
     if training.bf16:
         activations = SHARE_IN_BF16 * activations + 2 * num_parameters
+    if num_devices == 1 and not is_chunked:  # gradients take the place of activations: no buckets wait for them
+        parts["gradients"] = max(0, parts["gradients"] - activations)
     memory = parts | {
         "activations": activations,
         "batch": own_size * (vision.num_channels * vision.image_size**2 + 8 * training.text_length + 4 * text_bytes),
