@@ -115,6 +115,16 @@ def test_a_push_that_fails_in_training_is_told_of(hub, this_process_uses_hub, ch
     assert_holds(hub, "tester/interrupted", tmp_path)
 
 
+def test_other_processes_train_on_while_the_first_one_pushes(
+    hub, this_process_uses_hub, checkpoint, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(ClipTrainer, "is_world_process_zero", lambda self: False)
+    options = {"push_to_hub": True, "hub_model_id": "tester/first-alone", "hub_token": hub.token}
+    trainer = make_trainer(checkpoint, tmp_path, hub_strategy="every_save", **options)
+    trainer.train()
+    assert trainer.state.global_step == 2 and ("model", "tester/first-alone") not in hub._api.repositories
+
+
 def test_what_is_to_be_private_does_not_go_where_all_can_see_it(hub, this_process_uses_hub, checkpoint, tmp_path):
     HfApi().create_repo("tester/seen")
     options = {"hub_model_id": "tester/seen", "hub_token": hub.token}

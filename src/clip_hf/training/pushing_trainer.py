@@ -100,11 +100,15 @@ class PushingTrainer(ResumableTrainer):
         return push() if blocking else HfApi().run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        before = [] if self.push_in_progress is None else list(self.push_in_progress.jobs)
+        before = self._push_jobs()
         super()._push_from_checkpoint(checkpoint_folder)
-        for job in [] if self.push_in_progress is None else self.push_in_progress.jobs:
+        for job in self._push_jobs():
             if job not in before:
                 job.add_done_callback(partial(_tell_of_failure, self.hub_model_id, self.state.global_step))
+
+    def _push_jobs(self) -> list[Future]:
+        progress = getattr(self, "push_in_progress", None)  # the first process alone has it
+        return [] if progress is None else list(progress.jobs)
 
     def create_model_card(self, **facts: Any) -> None:
         """Writes README.md into the output folder, unless one was written by hand; `push_to_hub` calls it.
