@@ -22,8 +22,8 @@ WITH_SMALLER_BATCH, SMALLER_BATCH = ("rn50", "vit_b_32"), ("--global_batch_size"
 # The others: what they are for, how many devices that is, the peak of each, and the pairs of an epoch.
 OWN_MACHINES = {
     "one_gpu": ("one GPU of 24 GB and 150 TFLOP/s", 1, 150e12, 10_000_000),
-    "flickr8k": ("two cores, a process each", 2, 0.05e12, 6_000),
-    "shapes": ("one core", 1, 0.05e12, None),  # whose recipe counts steps
+    "flickr8k": ("two cores, a process each, ZeRO-2", 2, 0.05e12, 6_000),
+    "shapes": ("two cores, one process", 1, 0.1e12, None),  # whose recipe counts steps
 }
 MEMORIES, COUNTS = (16, 24, 48, 80), (1, 8, 64, 512, 4096)  # GB, and GPUs
 NUM_PAIRS = 400_000_000  # of the paper's data, section 2.2
@@ -65,7 +65,7 @@ def render_own_row(stem: str) -> list[str]:
     path = str(PAGE.with_name(f"{stem}.yaml"))
     training, recipe = read_training(path, count, TEXT_LENGTH), read_recipe(path)
     pairs = epoch * recipe["num_train_epochs"] if epoch else recipe["max_steps"] * training.global_batch_size
-    planned = plan(training, Hardware(count, peak, EFFICIENCY, BANDWIDTH), "zero1")
+    planned = plan(training, Hardware(count, peak, EFFICIENCY, BANDWIDTH), "zero2" if count > 1 else "ddp")
     numbers = (training.num_parameters / 1e6, training.flops_of_pair / 1e9, sum(planned.memory.values()) / 1e9)
     row = [f"[{stem}]({stem}.yaml)", machine, f"{training.global_batch_size:,}", *map(short, numbers)]
     return [*row, f"{pairs:,}", short(pairs / planned.pairs_per_second / 60)]

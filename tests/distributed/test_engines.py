@@ -114,13 +114,20 @@ def launch(
 ) -> dict[str, dict[str, Any]]:
     """What each case left, by name, trained on `num_ranks` processes."""
     cases = [case | {"model": str(models / case["model"])} for case in cases]
+    run_cases("run_engines.py", cases, folder, num_ranks, device)
+    return {case["name"]: torch.load(folder / f"{case['name']}.pt") for case in cases}
+
+
+def run_cases(
+    script: str, cases: list[dict[str, Any]], folder: Path, num_ranks: int = NUM_RANKS, device: str = "cpu"
+) -> None:
+    """Runs a script beside this one on a list of cases, on `num_ranks` processes."""
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
-    script = [Path(__file__).with_name("run_engines.py"), folder / "cases.json", folder]
+    arguments = [Path(__file__).with_name(script), folder / "cases.json", folder]
     environment = os.environ | {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=840)
+    run = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=840)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
-    return {case["name"]: torch.load(folder / f"{case['name']}.pt") for case in cases}
 
 
 def assert_same_training(

@@ -1,10 +1,5 @@
 """Options of a training on two processes: what they leave is what one process leaves."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.distributed.run_options import train
-from tests.distributed.test_engines import KEY_BIASES, ROOT, assert_same_training, make_case
-from tests.distributed.test_engines import launch as launch_engines
+from tests.distributed.test_engines import KEY_BIASES, assert_same_training, launch, make_case, run_cases
 from tests.tiny_models import tiny_model
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -24,15 +18,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "resolution": {"arguments": {"smaller_image_sizes": [16, 24], "full_size_share": 0.25}},  # 16, 16, 24, 32 pixels
 }
 FILES = {"average": "ema/model.safetensors", "adapter": "adapter/adapter_model.safetensors"}
-
-
-def launch(cases: list[dict[str, Any]], folder: Path) -> None:
-    (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [Path(__file__).with_name("run_options.py"), folder / "cases.json", folder]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run([*launcher, *script], env=environment, capture_output=True, text=True, timeout=840)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -52,7 +37,7 @@ def test_options_train_on_two_processes_as_on_one(tmp_path):
     }
     for option in OPTIONS:
         train(cases["single", option], tmp_path)
-    launch([case for (engine, _), case in cases.items() if engine != "single"], tmp_path)
+    run_cases("run_options.py", [case for (engine, _), case in cases.items() if engine != "single"], tmp_path)
 
     def weights(engine: str, option: str, file: str = "model.safetensors") -> dict[str, Tensor]:
         return load_file(tmp_path / cases[engine, option]["name"] / file)
@@ -78,7 +63,7 @@ def test_compiled_towers_of_divided_models_and_synced_norms_train_as_one_plain_p
     models = tmp_path / "models"
     for tower in ("vit", "resnet"):
         tiny_model(tower).save_pretrained(models / tower)
-    results = launch_engines(cases, models, tmp_path)
+    results = launch(cases, models, tmp_path)
     for case in cases:
         assert results[case["name"]]["num_graphs"] >= 2
         assert_same_training(case, results[case["name"]], models)

@@ -241,7 +241,7 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     activations = max(towers) if is_chunked else sum(towers)
     if training.bf16:
         activations = SHARE_IN_BF16 * activations + 2 * num_parameters
-    if num_devices == 1 and not is_chunked:  # gradients take the place of activations: no buckets wait for them
+    if num_devices == 1 and engine == "ddp" and not is_chunked:  # no buckets: gradients come as activations go
         parts["gradients"] = max(0, parts["gradients"] - activations)
     memory = parts | {
         "activations": activations,
