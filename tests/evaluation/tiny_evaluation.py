@@ -71,7 +71,7 @@ def save_checkpoint(kind, folder):
 
 
 def write_photos(folder, number=12, size=40):
-    """Writes coloured noise with 0 to 4 captions and a class each; one file in ten is cut off."""
+    """Writes coloured noise with 0 to 4 captions and a class each."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
     lines = []

@@ -127,7 +127,7 @@ class PushingTrainer(ResumableTrainer):
 
 
 def _tell_of_failure(repo_id: str, step: int, job: Future) -> None:
-    if (error := job.exception()) is not None:
+    if not job.cancelled() and (error := job.exception()) is not None:
         reason = f"{type(error).__name__}: {error}"
         logger.warning(f"step {step} did not get to {repo_id}, and the training goes on: {reason}")
 
