@@ -3,7 +3,7 @@
 Ours is ClipTrainer's step: embeddings of all pairs chunk by chunk, one loss over all of them, tiled, the chunks again
 with their gradients, and AdamW. The peer is a plain step of transformers' CLIPModel of the same size, whose batch is
 doubled until it exceeds the memory. The floor has the matrix products of our step. Images and texts are noise.
-Linux and macOS.
+On a GPU, memory is what its tensors take. Linux and macOS.
 
     python scripts/benchmarks/large_batch_step.py --batch_size 32768
 """
@@ -17,28 +17,46 @@ import torch
 from measuring.floors import Floor
 from measuring.memory import in_fresh_process, peak_megabytes
 from measuring.noise import NoisePairs, small_config
-from measuring.options import make_parser
+from measuring.options import add_device, make_parser
 from measuring.reports import save
 from measuring.rounds import compare
 from measuring.steps import stepper
+from torch import Tensor
 from transformers import CLIPModel
 
-from clip_hf import ClipHfModel, ClipTrainer, ClipTrainingArguments
+from clip_hf import ClipHfConfig, ClipHfModel, ClipTrainer, ClipTrainingArguments
 from clip_hf.conversion.foreign_configs import to_transformers_config
 from clip_hf.losses import clip_loss
 
 FIRST_OF_PEER = 256  # pairs
 
 
+def config_of(args: Namespace) -> ClipHfConfig:
+    """Returns the configuration of both models."""
+    return small_config(args.width, args.num_layers, args.image_size, args.patch_size)
+
+
+def noise(args: Namespace, batch_size: int) -> dict[str, Tensor]:
+    """Returns a batch where the models are."""
+    batch = NoisePairs(config_of(args), batch_size).__getitems__(slice(None))
+    return {name: part.to(args.device) for name, part in batch.items()}
+
+
+def autocast(args: Namespace) -> torch.autocast:
+    """Returns the context in which the towers compute."""
+    return torch.autocast(args.device, getattr(torch, args.dtype), enabled=args.dtype != "float32")
+
+
 def measure_ours(args: Namespace) -> dict[str, Any]:
     """Returns time, memory and the log of our step, to be called in a fresh process."""
     torch.manual_seed(0)
-    model = ClipHfModel(small_config(args.width, args.num_layers, args.image_size, args.patch_size))
+    model = ClipHfModel(config_of(args))
     pairs = NoisePairs(model.config, args.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         training_args = ClipTrainingArguments(
             output_dir=folder,
-            use_cpu=True,
+            use_cpu=args.device == "cpu",
+            bf16=args.dtype == "bfloat16",
             max_steps=1,
             per_device_train_batch_size=args.batch_size,
             grad_cache_chunk_size=args.grad_cache_chunk_size,
@@ -59,27 +77,37 @@ def measure_ours(args: Namespace) -> dict[str, Any]:
 
 def measure_floor(args: Namespace) -> Floor:
     """Returns the floor of our step, to be called in a fresh process."""
-    model = ClipHfModel(small_config(args.width, args.num_layers, args.image_size, args.patch_size))
-    batch = NoisePairs(model.config, args.batch_size).__getitems__(slice(None))
+    model = ClipHfModel(config_of(args)).to(args.device)
+    batch = noise(args, args.batch_size)
 
     def compute_gradients() -> None:
-        output = model(**batch, chunk_sizes=(args.grad_cache_chunk_size, args.grad_cache_chunk_size))
+        with autocast(args):
+            output = model(**batch, chunk_sizes=(args.grad_cache_chunk_size, args.grad_cache_chunk_size))
         clip_loss(output.image_embeds, output.text_embeds, output.scale).backward()
 
-    floor = Floor.of(compute_gradients)
+    floor = Floor.of(compute_gradients, args.device, args.dtype)
     floor()
     return floor
 
 
-def measure_peer(args: Namespace, batch_size: int) -> dict[str, float]:
-    """Returns time and memory of the peer's step, to be called in a fresh process."""
+def measure_peer(args: Namespace, batch_size: int) -> dict[str, float] | None:
+    """Returns time and memory of the peer's step, or None without memory for it, to be called in a fresh process."""
     torch.manual_seed(0)
-    config = small_config(args.width, args.num_layers, args.image_size, args.patch_size)
-    model, batch = CLIPModel(to_transformers_config(config)), NoisePairs(config, batch_size).__getitems__(slice(None))
+    model, batch = CLIPModel(to_transformers_config(config_of(args))).to(args.device), noise(args, batch_size)
     pixels = batch["pixel_values"] / 255
-    step = stepper(model, lambda: model(input_ids=batch["input_ids"], pixel_values=pixels, return_loss=True).loss)
+
+    def loss() -> Tensor:
+        with autocast(args):
+            return model(input_ids=batch["input_ids"], pixel_values=pixels, return_loss=True).loss
+
+    step = stepper(model, loss)
     start = time.perf_counter()
-    step()
+    try:
+        step()
+    except torch.OutOfMemoryError:
+        return None
+    if args.device != "cpu":
+        torch.cuda.synchronize()
     return {"seconds": time.perf_counter() - start, "gigabytes": peak_megabytes() / 1e3}
 
 
@@ -87,9 +115,9 @@ def measure(args: Namespace) -> dict[str, Any]:
     """Returns one case: our step, and the peer's largest."""
     ours = in_fresh_process(measure_ours, args)
     batch_size, peers = FIRST_OF_PEER, {}
-    while True:
-        peers[batch_size] = in_fresh_process(measure_peer, args, batch_size)
-        if peers[batch_size]["gigabytes"] > args.most_gigabytes:
+    while peer := in_fresh_process(measure_peer, args, batch_size):
+        peers[batch_size] = peer
+        if peer["gigabytes"] > args.most_gigabytes:
             break
         batch_size *= 2
     floor = in_fresh_process(measure_floor, args)
@@ -111,6 +139,7 @@ def main() -> None:
     parser.add_argument("--patch_size", type=int, default=8, help="pixels")
     parser.add_argument("--width", type=int, default=128, help="of both towers and the joint embedding space")
     parser.add_argument("--num_layers", type=int, default=4, help="of each tower")
+    add_device(parser)
     args = parser.parse_args()
     save("Largest step", "pairs", args, [measure(args)])
 

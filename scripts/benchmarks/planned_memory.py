@@ -1,20 +1,21 @@
 """Measures the peak memory of training steps in fresh processes, beside what scripts/plan_run.py says of them.
 
-One process on a CPU, in float32: two steps, so that Adam's averages are there. Images and texts are noise. Linux.
+One process: two steps, so that Adam's averages are there. Images and texts are noise. Linux.
 Where activations are most of the memory, what is measured beyond the rest of the plan must be near those planned.
 
-    python scripts/benchmarks/planned_memory.py
+    python scripts/benchmarks/planned_memory.py --device cuda --dtype bfloat16
 """
 
 import math
 import os
 import sys
 import tempfile
+from argparse import Namespace
 
 import torch
 from measuring.memory import forget_peak, in_fresh_process, peak_megabytes
 from measuring.noise import NoisePairs
-from measuring.options import make_parser
+from measuring.options import add_device, make_parser
 from measuring.reports import write
 from tqdm import tqdm
 
@@ -29,6 +30,8 @@ NARROW = {
 }
 CASES = [("ViT-B/32", 16, None), ("ViT-B/32", 96, 32), ("RN50", 8, None), ("RN50", 32, 16)]
 CASES += [("narrow ViT", 512, None), ("narrow ViT", 1024, 256), ("narrow ResNet", 256, None)]
+CASES_ON_GPU = [("ViT-B/32", 512, None), ("ViT-B/32", 4096, 512), ("ViT-L/14", 64, None), ("ViT-L/14", 256, 64)]
+CASES_ON_GPU += [("RN50", 256, None), ("RN50", 1024, 256)]
 TOLERANCE = 0.15
 
 
@@ -49,23 +52,24 @@ def text_length(config: ClipHfConfig, batch_size: int, chunk_size: int | None) -
     return round(sum(len(group) * int(group.max()) for group in lengths.split(size)) / batch_size)
 
 
-def measure(architecture: str, batch_size: int, chunk_size: int | None) -> float:
+def measure(architecture: str, batch_size: int, chunk_size: int | None, args: Namespace) -> float:
     """Returns the megabytes that two steps add to those of a process that has imported all and trained a little."""
     small = {"hidden_size": 32, "num_hidden_layers": 1}
     vision = small | {"image_size": 32, "patch_size": 16}
-    steps(ClipHfConfig(text_config=small, vision_config=vision, projection_dim=32), 2, None)
+    steps(ClipHfConfig(text_config=small, vision_config=vision, projection_dim=32), 2, None, args)
     before = forget_peak()
-    steps(build_config(architecture), batch_size, chunk_size)
+    steps(build_config(architecture), batch_size, chunk_size, args)
     return peak_megabytes() - before
 
 
-def steps(config: ClipHfConfig, batch_size: int, chunk_size: int | None) -> None:
+def steps(config: ClipHfConfig, batch_size: int, chunk_size: int | None, options: Namespace) -> None:
     """Takes two steps."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         args = ClipTrainingArguments(
             folder,
-            use_cpu=True,
+            use_cpu=options.device == "cpu",
+            bf16=options.dtype == "bfloat16",
             max_steps=2,
             per_device_train_batch_size=batch_size,
             grad_cache_chunk_size=chunk_size,
@@ -79,16 +83,21 @@ def steps(config: ClipHfConfig, batch_size: int, chunk_size: int | None) -> None
 
 def main() -> None:
     """Measures each case, prints and saves."""
-    args = make_parser(__file__, __doc__).parse_args()
+    parser = make_parser(__file__, __doc__)
+    add_device(parser)
+    args = parser.parse_args()
     # Blocks of a page and more go back as soon as they are free; glibc would keep ever larger ones for later.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "65536"
     one_device = Hardware(1, 1e12, 1.0, 1e9)
     cases = []
-    for architecture, batch_size, chunk_size in tqdm(CASES, desc="Trainings"):
+    for architecture, batch_size, chunk_size in tqdm(
+        CASES if args.device == "cpu" else CASES_ON_GPU, desc="Trainings"
+    ):
         config = build_config(architecture)
-        training = Training(config, batch_size, chunk_size, text_length(config, batch_size, chunk_size))
+        length = text_length(config, batch_size, chunk_size)
+        training = Training(config, batch_size, chunk_size, length, bf16=args.dtype == "bfloat16")
         parts = {part: size / 1e6 for part, size in plan(training, one_device, "ddp").memory.items()}
-        planned, measured = sum(parts.values()), in_fresh_process(measure, architecture, batch_size, chunk_size)
+        planned, measured = sum(parts.values()), in_fresh_process(measure, architecture, batch_size, chunk_size, args)
         case = {"case": f"{architecture}, {batch_size} pairs, chunks of {chunk_size or batch_size}"}
         case |= {"planned_megabytes": planned, "measured_megabytes": measured, "ratio": planned / measured, **parts}
         if parts["activations"] > planned / 2:

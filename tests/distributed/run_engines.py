@@ -196,7 +196,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 def main() -> None:
     torch.set_num_threads(1)
-    torch.backends.cudnn.allow_tf32 = False  # or a GPU rounds the products of convolutions to 10 bits
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # or a GPU rounds the products of convolutions to 10 bits
     cases, folder = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), Path(sys.argv[2])
     # DeepSpeed goes last: accelerate does not forget it.
     for case in sorted(cases, key=lambda case: case["engine"].startswith("zero")):

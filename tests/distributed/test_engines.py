@@ -115,7 +115,7 @@ def launch(
     """What each case left, by name, trained on `num_ranks` processes."""
     cases = [case | {"model": str(models / case["model"])} for case in cases]
     run_cases("run_engines.py", cases, folder, num_ranks, device)
-    return {case["name"]: torch.load(folder / f"{case['name']}.pt") for case in cases}
+    return {case["name"]: torch.load(folder / f"{case['name']}.pt", map_location="cpu") for case in cases}
 
 
 def run_cases(

@@ -60,6 +60,39 @@ def test_half_precision_embeddings_are_compared_in_float32(tile_size):
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("num_pairs", [1000, 5001])  # held whole, and in tiles that do not divide it
+def test_a_gpu_gives_the_loss_and_gradients_of_float64(num_pairs, monkeypatch):
+    monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32")  # the loss is not to follow it
+    expected_batch = _global_batch(num_pairs=num_pairs)
+    batch = [part.detach().float().cuda().requires_grad_() for part in expected_batch]
+
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = clip_loss(*batch)
+    expected = _paper_loss(*expected_batch)
+
+    torch.testing.assert_close(loss.cpu().double(), expected, rtol=1e-5, atol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, batch), torch.autograd.grad(expected, expected_batch), strict=True
+    ):
+        torch.testing.assert_close(ours.cpu().double(), theirs, rtol=1e-3, atol=1e-4 * theirs.abs().max().item())
+
+
+@pytest.mark.gpu
+def test_a_gpu_holds_a_tenth_of_a_gigabyte_above_a_large_batch():
+    images, texts = (F.normalize(torch.randn(32_768, 512, device="cuda")).requires_grad_() for _ in range(2))
+    scale = torch.tensor(100.0, device="cuda", requires_grad=True)
+    clip_loss(images[:64], texts[:64], scale).backward()  # libraries take memory of their own
+    images.grad = texts.grad = scale.grad = None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+
+    clip_loss(images, texts, scale).backward()
+
+    gradients = images.nbytes + texts.nbytes
+    assert torch.cuda.max_memory_allocated() - before - gradients < 100e6
+
+
 @pytest.mark.parametrize("tile_size", [0, -4, 2.5])
 def test_tile_size_is_checked(tile_size):
     with pytest.raises(ValueError, match=f"tile_size must be None or a whole number of at least 1, got {tile_size}"):

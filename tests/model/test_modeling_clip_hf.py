@@ -1,5 +1,7 @@
 """The models against references that are not ours: published formulas in float64, and transformers' CLIPModel."""
 
+import copy
+
 import pytest
 import torch
 from transformers import CLIPConfig, CLIPModel
@@ -249,6 +251,40 @@ def test_wrong_pixels_raise_with_the_way_out(tower):
         model.get_image_features(torch.randn(1, 1, size, size))
     with pytest.raises(ValueError, match=r"torch\.int64, but must be uint8"):
         model.get_image_features(torch.zeros(1, 3, size, size, dtype=torch.int64))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_gpu_gives_the_embeddings_and_gradients_of_the_cpu(tower, is_compiled, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")  # as on a CPU
+    model = tiny_model(tower).eval()
+    randomize_batch_norms(model)
+    on_gpu = copy.deepcopy(model).cuda()
+    inputs = {"input_ids": random_ids(model.config), "pixel_values": random_pixels(model.config)}
+    if is_compiled:
+        on_gpu.compile()
+    expected = model(**inputs, return_loss=True)
+    expected.loss.backward()
+    output = on_gpu(**{name: part.cuda() for name, part in inputs.items()}, return_loss=True)
+    output.loss.backward()
+    for name in ("image_embeds", "text_embeds", "logits_per_image", "loss"):
+        torch.testing.assert_close(output[name].cpu(), expected[name], rtol=1e-4, atol=1e-4)
+    for (name, ours), theirs in zip(on_gpu.named_parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tower", TOWERS)
+def test_bf16_on_a_gpu_gives_nearly_the_embeddings_of_float32(tower):
+    model = tiny_model(tower).eval()
+    inputs = {"input_ids": random_ids(model.config), "pixel_values": random_pixels(model.config)}
+    with torch.no_grad():
+        expected = model(**inputs)
+        output = model.to("cuda", torch.bfloat16)(**{name: part.cuda() for name, part in inputs.items()})
+    for name in ("image_embeds", "text_embeds"):
+        assert output[name].dtype == torch.float32
+        assert (output[name].cpu() * expected[name]).sum(dim=1).min() > 0.999
 
 
 def test_bf16_model_keeps_temperature_and_embeddings_in_fp32(tmp_path):

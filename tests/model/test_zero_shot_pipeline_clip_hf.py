@@ -267,7 +267,8 @@ def test_changed_weights_are_never_answered_for_with_old_features(pipe, change):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("tower", TOWERS)
-def test_a_model_that_moves_to_the_gpu_and_back_answers_as_before(tower):
+def test_a_model_that_moves_to_the_gpu_and_back_answers_as_before(tower, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")  # as on a CPU
     pipe, arguments = build(tiny_zero_shot_model(tower)), {"candidate_labels": NAMES, "hypothesis_template": TEMPLATES}
     expected = pipe(pictures(), **arguments)
     for device in ("cuda", "cpu"):

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoProcessor
 from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
 from clip_hf.conversion.reading import read_checkpoint
 from clip_hf.conversion.writing import write_checkpoint
+from clip_hf.data.shapes import UNSEEN, ShapesDataset
 from tests.tiny_models import TEXT, VISION
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,26 @@ def test_a_recipe_leaves_a_checkpoint_that_the_auto_classes_open(script, tmp_pat
     again = tmp_path / "again"
     script.main([*OPTIONS, "--model", str(tmp_path), "--train_data", "shapes", "--output_dir", str(again)])
     assert json.loads((again / "results.json").read_text())["model"]["projection_dim"] == 64
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_and_evaluates_in_bf16_and_compiled(script, tmp_path, monkeypatch):
+    options = ["--max_steps", "300", "--eval_steps", "300", "--bf16", "--torch_compile", "--disable_tqdm", "true"]
+    script.main([str(RECIPE), *options, "--output_dir", str(tmp_path / "model")])
+    results = json.loads((tmp_path / "model" / "results.json").read_text())
+    assert results["training"]["device"].startswith("cuda") and results["evaluation"]["eval_mean_recall"] > 0.2
+
+    dataset = tmp_path / "shapes"
+    ShapesDataset(UNSEEN).write(dataset, range(len(UNSEEN)))
+    evaluate = [sys.executable, ROOT / "scripts" / "evaluate_retrieval.py", "--model", tmp_path / "model"]
+    evaluate += ["--data", dataset, "--cache_dir", tmp_path / "cache"]
+    found = {}
+    for device, dtype in (("cpu", "float32"), ("cuda", "float32"), ("cuda", "bfloat16")):
+        folder = tmp_path / f"{device}-{dtype}"
+        subprocess.run([*evaluate, "--device", device, "--dtype", dtype, "--output_dir", folder], check=True)
+        found[folder.name] = json.loads((folder / "results.json").read_text())["metrics"]["mean_recall"]
+    assert found["cuda-float32"] == pytest.approx(found["cpu-float32"], abs=0.01)
+    assert found["cuda-bfloat16"] == pytest.approx(found["cpu-float32"], abs=0.05)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,26 @@ def test_sigterm_saves_and_ends_and_the_run_continues(num_workers, tmp_path):
     assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-3"]
     resumed = make_trainer(tmp_path / "stopped", max_steps=6)
     resumed.train(resume_from_checkpoint="true")
+    for parameter, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_a_resumed_run_draws_the_random_numbers_of_a_whole_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    options = {"use_cpu": False, "max_steps": 6, "patch_dropout": 0.5, "grad_cache_chunk_size": 3, "bf16": True}
+    torch.use_deterministic_algorithms(True)
+    try:
+        whole = make_trainer(tmp_path / "whole", **options)
+        whole.train()
+        stopped = options | {"save_strategy": "steps", "save_steps": 3}
+        make_trainer(tmp_path / "stopped", **stopped).train()
+        shutil.rmtree(tmp_path / "stopped" / "checkpoint-6")
+        resumed = make_trainer(tmp_path / "stopped", **stopped)
+        resumed.train(resume_from_checkpoint=True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert whole.model.device.type == "cuda"
     for parameter, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(parameter, expected)
 

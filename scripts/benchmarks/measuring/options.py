@@ -17,7 +17,7 @@ def make_parser(script: str, description: str, repeats: int | None = None) -> Ar
     """
     parser = ArgumentParser(description=description.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     output = RESULTS / f"{Path(script).stem}.json"
-    parser.add_argument("--output", type=Path, default=output, help="JSON file to write")
+    parser.add_argument("--output", type=Path, default=output, help="JSON file to write; of a GPU, in results/gpu")
     if repeats is not None:
         parser.add_argument("--repeats", type=int, default=repeats, help="turns of each way, after one to warm up")
     return parser

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).parents[1] / "results"
+RESULTS_ON_GPU = RESULTS / "gpu"
 PACKAGES = ("torch", "torchvision", "transformers", "open_clip_torch", "accelerate", "deepspeed", "tokenizers")
 PACKAGES += ("numpy", "pillow")
 LOAD_BEFORE = os.getloadavg()  # once the measurement runs, it is the load
@@ -56,7 +57,7 @@ def write(file: Path, row: str, unit: str, options: Namespace, **facts: Any) -> 
     """Writes the file of a row.
 
     Args:
-        file: to write.
+        file: to write; one of `RESULTS` is written to `RESULTS_ON_GPU` if the options name another device than a CPU.
         row: what is measured.
         unit: of the work, such as "images".
         options: of the command line.
@@ -64,6 +65,8 @@ def write(file: Path, row: str, unit: str, options: Namespace, **facts: Any) -> 
     """
     chosen = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     report = {"row": row, "unit": unit, **environment(), "options": chosen, **facts}
+    if file.parent == RESULTS and getattr(options, "device", "cpu") != "cpu":
+        file = RESULTS_ON_GPU / file.name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(f"\nsaved to {file}")

@@ -7,8 +7,9 @@ gradients, where a plain matrix takes 6, in memory for a few tiles and the gradi
 Shapes: B images, N texts, D the width of the joint embedding space.
 """
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ LEAST_SUM = 1e-30
 """Of exponentials in a tile: below, too many of them may be zero in float32, whose least number is about 1e-38."""
 LARGEST_DISTANCE = 60.0
 """Of maxima: what is lost where exp(-87), the least in float32, stands for zero is below exp(-27) of a weight."""
+BLOCK_SIZE = 2**21
+"""Logits that are weighed at a time."""
 
 
 def reduce_logits_in_tiles(
@@ -58,22 +61,13 @@ class _TiledReduction(torch.autograd.Function):
         tile_size: int,
         groups: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        matching = image_embeds.new_empty(len(image_embeds))
-        image_maxima, text_maxima = (part.new_full((len(part),), -torch.inf) for part in (image_embeds, text_embeds))
-        image_sums, text_sums = torch.zeros_like(image_maxima), torch.zeros_like(text_maxima)
-        with whole_float32(image_embeds.device.type):
-            for rows in _slices(len(image_embeds), tile_size):
-                scaled_images = scale * image_embeds[rows]
-                for columns in _slices(len(text_embeds), tile_size):
-                    logits = scaled_images @ text_embeds[columns].T
-                    _fill_twins(logits, EXCLUDED, groups, rows, columns, first_match)
-                    diagonal, images = _matches(logits, rows.start, columns.start - first_match)
-                    matching[images] = diagonal
-                    by_image = _Sums(1, image_maxima[rows], image_sums[rows])
-                    _add_exponentials(logits, by_image, _Sums(0, text_maxima[columns], text_sums[columns]))
-        ctx.save_for_backward(image_embeds, text_embeds, scale, image_maxima, image_sums, text_maxima, text_sums)
+        inputs = image_embeds, text_embeds, scale
+        matching, images, texts, least = _sum_tiles(*inputs, first_match, tile_size, groups, _add_shared_exponentials)
+        if not least > LEAST_SUM:
+            matching, images, texts, _ = _sum_tiles(*inputs, first_match, tile_size, groups, _add_exponentials)
+        ctx.save_for_backward(*inputs, images.maxima, images.values, texts.maxima, texts.values)
         ctx.first_match, ctx.tile_size, ctx.groups = first_match, tile_size, groups
-        return matching, image_maxima + image_sums.log(), text_maxima + text_sums.log()
+        return matching, images.maxima + images.values.log(), texts.maxima + texts.values.log()
 
     @staticmethod
     @once_differentiable
@@ -93,17 +87,49 @@ class _TiledReduction(torch.autograd.Function):
                 scaled_images = scale * image_embeds[rows]
                 pull = torch.zeros_like(scaled_images)  # on each image, by all texts, before the scale
                 for columns in _slices(len(text_embeds), ctx.tile_size):
-                    grad_logits = exponentials.weigh(scaled_images @ text_embeds[columns].T, rows, columns)
+                    grad_logits = scaled_images @ text_embeds[columns].T
+                    exponentials.weigh(grad_logits, rows, columns)
                     _fill_twins(grad_logits, 0.0, ctx.groups, rows, columns, ctx.first_match)
                     diagonal, images = _matches(grad_logits, rows.start, columns.start - ctx.first_match)
                     diagonal.add_(grad_matching[images])
                     pull.addmm_(grad_logits, text_embeds[columns])
                     if grad_texts is not None:
                         grad_texts[columns].addmm_(grad_logits.T, scaled_images)
+                    del grad_logits, diagonal  # before the next tile is there
                 grad_scale += (pull * image_embeds[rows]).sum()
                 if grad_images is not None:
                     torch.mul(pull, scale, out=grad_images[rows])
         return grad_images, grad_texts, grad_scale, None, None, None
+
+
+def _sum_tiles(
+    image_embeds: Tensor,
+    text_embeds: Tensor,
+    scale: Tensor,
+    first_match: int,
+    tile_size: int,
+    groups: tuple[Tensor, Tensor] | None,
+    add: Callable[["_Sums", "_Sums", Tensor], Tensor],
+) -> tuple[Tensor, "_Sums", "_Sums", Tensor]:
+    """Adds up the exponentials of all tiles.
+
+    Returns:
+        (B,) the logit of each matching pair, the sums of images and those of texts, and () the least that was added.
+    """
+    matching = image_embeds.new_empty(len(image_embeds))
+    least = image_embeds.new_full((), torch.inf)  # left where it is: to ask for it would wait for each tile
+    all_images, all_texts = _Sums.of(1, image_embeds), _Sums.of(0, text_embeds)
+    with whole_float32(image_embeds.device.type):
+        for rows in _slices(len(image_embeds), tile_size):
+            scaled_images = scale * image_embeds[rows]
+            for columns in _slices(len(text_embeds), tile_size):
+                logits = scaled_images @ text_embeds[columns].T
+                _fill_twins(logits, EXCLUDED, groups, rows, columns, first_match)
+                diagonal, images = _matches(logits, rows.start, columns.start - first_match)
+                matching[images] = diagonal
+                least = torch.minimum(least, add(all_images[rows], all_texts[columns], logits))
+                del logits, diagonal  # before the next tile is there
+    return matching, all_images, all_texts, least
 
 
 def _slices(length: int, size: int) -> Iterator[slice]:
@@ -127,7 +153,8 @@ def _fill_twins(
         )
 
 
-class _Sums(NamedTuple):
+@dataclass
+class _Sums:
     """Sums of exp(logit - maximum) so far, updated in place (arXiv 1805.02867, Algorithm 3).
 
     Args:
@@ -140,29 +167,45 @@ class _Sums(NamedTuple):
     maxima: Tensor
     values: Tensor
 
+    @classmethod
+    def of(cls, dim: int, embeds: Tensor) -> Self:
+        """Returns the sums of nothing, one for each of the embeddings."""
+        return cls(dim, embeds.new_full((len(embeds),), -torch.inf), embeds.new_zeros(len(embeds)))
+
+    def __getitem__(self, some: slice) -> "_Sums":
+        """Returns a part of them, as a view."""
+        return _Sums(self.dim, self.maxima[some], self.values[some])
+
     def add(self, exponentials: Tensor, references: Tensor, new_maxima: Tensor) -> None:
         """Adds sums of exp(logit - reference), and moves to other maxima."""
         self.values.mul_((self.maxima - new_maxima).exp_()).addcmul_(exponentials, (references - new_maxima).exp())
         self.maxima.copy_(new_maxima)
 
 
-def _add_exponentials(logits: Tensor, *both: _Sums) -> None:
-    """Adds a tile to the sums of its images and of its texts; the tile is overwritten.
+def _add_shared_exponentials(images: _Sums, texts: _Sums, logits: Tensor) -> Tensor:
+    """Adds a tile, which is overwritten, to the sums of its images and of its texts, with one exponential for both.
 
-    The exponential is most of the work beside the products: one serves both, relative to the tile's largest logit,
-    unless some row or column lies so far below it that nothing of it is left.
+    The exponential is most of the work beside the products. It is relative to the tile's largest logit: where a row
+    or column lies so far below it that nothing of it is left, the least sum shows that.
+
+    Returns:
+        () the least sum of a row or column.
     """
     largest = logits.max()
-    exponentials = (logits - largest).exp_()
-    added = [exponentials.sum(sums.dim) for sums in both]
-    if min(part.min() for part in added) > LEAST_SUM:
-        for sums, part in zip(both, added, strict=True):
-            sums.add(part, largest, torch.maximum(sums.maxima, largest + part.log()))
-        return
-    for sums in both:
+    exponentials = logits.sub_(largest).exp_()
+    added = [exponentials.sum(sums.dim) for sums in (images, texts)]
+    for sums, part in zip((images, texts), added, strict=True):
+        sums.add(part, largest, torch.maximum(sums.maxima, largest + part.log()))
+    return torch.minimum(*(part.min() for part in added))
+
+
+def _add_exponentials(images: _Sums, texts: _Sums, logits: Tensor) -> Tensor:
+    """The same with an exponential for each, relative to the largest logit of each row and column so far."""
+    for sums in (images, texts):
         new_maxima = torch.maximum(sums.maxima, logits.amax(sums.dim))
-        torch.sub(logits, new_maxima.unsqueeze(sums.dim), out=exponentials).exp_()
+        exponentials = (logits - new_maxima.unsqueeze(sums.dim)).exp_()
         sums.add(exponentials.sum(sums.dim), new_maxima, new_maxima)
+    return torch.minimum(images.values.min(), texts.values.min())
 
 
 class _Exponentials:
@@ -187,14 +230,17 @@ class _Exponentials:
         self.image_factors = (image_maxima - middle).exp()
         self.text_factors = (middle - text_maxima).exp() * text_weights
 
-    def weigh(self, logits: Tensor, rows: slice, columns: slice) -> Tensor:
-        """Returns the sum for a tile of logits, in its place or in another of its size."""
-        maxima, weights = self.image_maxima[rows, None], self.image_weights[rows, None]
-        if self.are_near:
-            factors = torch.addcmul(weights, self.image_factors[rows, None], self.text_factors[columns])
-            return logits.sub_(maxima).exp_().mul_(factors)
-        result = (logits - maxima).exp_().mul_(weights)
-        return result.addcmul_(logits.sub_(self.text_maxima[columns]).exp_(), self.text_weights[columns])
+    def weigh(self, logits: Tensor, rows: slice, columns: slice) -> None:
+        """Overwrites a tile of logits with the sum, some rows at a time, for memory and for the caches' sake."""
+        for some in _slices(len(logits), max(1, BLOCK_SIZE // logits.shape[1])):
+            block, own = logits[some], slice(rows.start + some.start, rows.start + some.stop)
+            maxima, weights = self.image_maxima[own, None], self.image_weights[own, None]
+            if self.are_near:
+                factors = torch.addcmul(weights, self.image_factors[own, None], self.text_factors[columns])
+                block.sub_(maxima).exp_().mul_(factors)
+            else:
+                by_text = (block - self.text_maxima[columns]).exp_()
+                block.sub_(maxima).exp_().mul_(weights).addcmul_(by_text, self.text_weights[columns])
 
 
 def _matches(tile: Tensor, first_image: int, first_text: int) -> tuple[Tensor, slice]:

@@ -35,9 +35,11 @@ def identify_text_weights(model: PreTrainedModel) -> tuple[Any, ...]:
         for weight in weights
     ]
     # A weight that accelerate keeps elsewhere between two passes is on the meta device and has no value to read.
-    values = [weight.detach().flatten()[-1] for weight in weights if not weight.is_meta]
-    values = torch.stack([value.to(values[0].device, torch.float32) for value in values]).tolist() if values else []
-    return tuple(places), tuple(values)
+    alike: dict[Any, list[torch.Tensor]] = {}  # read together: an accelerator is waited for each time
+    for weight in weights:
+        if not weight.is_meta:
+            alike.setdefault((weight.device, weight.dtype), []).append(weight.detach().flatten()[-1])
+    return tuple(places), tuple(value for values in alike.values() for value in torch.stack(values).tolist())
 
 
 def describe_text_tower(model: PreTrainedModel) -> dict[str, str]:
