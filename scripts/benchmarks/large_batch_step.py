@@ -28,8 +28,6 @@ from clip_hf import ClipHfConfig, ClipHfModel, ClipTrainer, ClipTrainingArgument
 from clip_hf.conversion.foreign_configs import to_transformers_config
 from clip_hf.losses import clip_loss
 
-FIRST_OF_PEER = 256  # pairs
-
 
 def config_of(args: Namespace) -> ClipHfConfig:
     """Returns the configuration of both models."""
@@ -114,7 +112,7 @@ def measure_peer(args: Namespace, batch_size: int) -> dict[str, float] | None:
 def measure(args: Namespace) -> dict[str, Any]:
     """Returns one case: our step, and the peer's largest."""
     ours = in_fresh_process(measure_ours, args)
-    batch_size, peers = FIRST_OF_PEER, {}
+    batch_size, peers = args.peer_batch_size, {}
     while peer := in_fresh_process(measure_peer, args, batch_size):
         peers[batch_size] = peer
         if peer["gigabytes"] > args.most_gigabytes:
@@ -133,6 +131,7 @@ def main() -> None:
     """Measures, prints and saves."""
     parser = make_parser(__file__, __doc__)
     parser.add_argument("--batch_size", type=int, default=32_768, help="pairs in our batch")
+    parser.add_argument("--peer_batch_size", type=int, default=256, help="pairs in the peer's first batch")
     parser.add_argument("--most_gigabytes", type=float, default=4.0, help="that the peer may hold")
     parser.add_argument("--grad_cache_chunk_size", type=int, default=256, help="images and texts held at a time")
     parser.add_argument("--image_size", type=int, default=32, help="pixels")

@@ -18,7 +18,8 @@ from measuring.rounds import compare, largest_difference, take_turns
 from PIL import Image
 from transformers import CLIPImageProcessor, Pipeline, ZeroShotImageClassificationPipeline, pipeline
 
-from clip_hf import ClipHfImageProcessor, ClipHfZeroShotPipeline
+from clip_hf import ClipHfZeroShotPipeline
+from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessorTorch
 from clip_hf.model.zero_shot_pipeline_clip_hf import TASK
 
 TEMPLATE = "This is a photo of {}."
@@ -36,7 +37,7 @@ def build_pipelines(args: Namespace) -> tuple[Pipeline, Pipeline]:
         pipeline_class=ClipHfZeroShotPipeline,
         model=models.clip_hf,
         tokenizer=tokenizers.clip_hf,
-        image_processor=ClipHfImageProcessor(size=size, crop_size=size),
+        image_processor=ClipHfImageProcessorTorch(size=size, crop_size=size),
         device=args.device,
     )
     stock = pipeline(
