@@ -1,4 +1,4 @@
-"""Renders scripts/benchmarks/results/*.json: the table in the README and the bars in results/overview.png.
+"""Renders scripts/benchmarks/results and its folder gpu: the tables in the README, and the bars in overview.png.
 
 python scripts/render_benchmarks.py
 """
@@ -12,10 +12,11 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 RESULTS = ROOT / "scripts" / "benchmarks" / "results"
+# What the README calls each table, and where its files are.
+TABLES = {"benchmarks": RESULTS, "benchmarks on a GPU": RESULTS / "gpu"}
 # In the order of the table; each is the name of a script and of the file it writes.
 ROWS = ("image_features", "text_features", "zero_shot_pipeline", "training_step", "contrastive_loss", "chunked_step")
 ROWS += ("large_batch_step", "image_loading", "tokenization", "start_up", "large_retrieval", "communication")
-BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"
 
 
 def read_cases(results: Path) -> list[dict[str, Any]]:
@@ -51,30 +52,32 @@ def render_table(cases: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def insert_table(page: str, table: str) -> str:
-    """Returns a page with the table between its marks.
+def insert_table(page: str, name: str, table: str) -> str:
+    """Returns a page with the table between the marks of its name.
 
     Raises:
         ValueError: the page has not both marks.
     """
-    begin, end = page.find(BEGIN), page.find(END)
-    if not 0 <= begin < end:
-        raise ValueError(f"the page has no lines {BEGIN.strip()} and {END.strip()}")
-    return page[: begin + len(BEGIN)] + table + page[end:]
+    begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    if not 0 <= page.find(begin) < page.find(end):
+        raise ValueError(f"the page has no lines {begin.strip()} and {end.strip()}")
+    return page[: page.find(begin) + len(begin)] + table + page[page.find(end) :]
 
 
 def main() -> None:
-    """Renders both."""
+    """Renders all."""
     ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     from measuring.drawing import draw_ratios
 
-    cases = read_cases(RESULTS)
     readme = ROOT / "README.md"
-    readme.write_text(insert_table(readme.read_text(encoding="utf-8"), render_table(cases)), encoding="utf-8")
-    versus = [(case, one) for case in cases for one in case.get("versus", [])]
-    bars = {f"{case['row']}: {case['case']} / {one['peer']}": one for case, one in versus}
-    draw_ratios(bars, RESULTS / "overview.png")
-    print(f"rendered {len(cases)} cases into {readme} and {RESULTS / 'overview.png'}")
+    for name, folder in TABLES.items():
+        cases = read_cases(folder)
+        page = insert_table(readme.read_text(encoding="utf-8"), name, render_table(cases))
+        readme.write_text(page, encoding="utf-8")
+        versus = [(case, one) for case in cases for one in case.get("versus", [])]
+        bars = {f"{case['row']}: {case['case']} / {one['peer']}": one for case, one in versus}
+        draw_ratios(bars, folder / "overview.png")
+        print(f"rendered {len(cases)} cases into {readme} and {folder / 'overview.png'}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Runs a test's function on several processes that talk through gloo."""
+"""Runs a test's function on several processes that talk through gloo, and says where launched scripts run."""
 
+import os
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+ROOT = Path(__file__).parents[1]
 
 
 def run_on_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> list[Any]:
@@ -25,6 +28,16 @@ def run_on_ranks(function: Callable[..., Any], world_size: int, *args: Any) -> l
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(_run, (function, world_size, Path(folder), args), nprocs=world_size)
         return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(world_size)]
+
+
+def launched_environment(device: str = "cpu") -> dict[str, str]:
+    """The environment of scripts beside the tests, which launchers start: they find `tests`, and use few threads.
+
+    Args:
+        device: that DeepSpeed is to use.
+    """
+    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    return os.environ | {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 
 def _run(rank: int, function: Callable[..., Any], world_size: int, folder: Path, args: tuple[Any, ...]) -> None:

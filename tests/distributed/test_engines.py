@@ -1,7 +1,6 @@
 """Every engine, on two processes, gives the parameters that one plain process gives with the whole batch."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +15,9 @@ from clip_hf import ClipHfModel
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from tests.distributed.one_process import ADAM_EPSILON, MAX_LOGIT_SCALE, NUM_RANKS, reference
 from tests.distributed.run_engines import BATCH_SIZE, MAX_GRAD_NORM, NUM_EVAL_PAIRS, NUM_STEPS, train
+from tests.ranks import launched_environment
 from tests.tiny_models import tiny_model
 from tests.tiny_pairs import TinyCaptions, TinyPairs, collate, collate_captions
-
-ROOT = Path(__file__).parents[2]
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 # Chunks and tiles that do not divide the batch; a ResNet's chunks are alike, for the reference to have the same ones.
@@ -125,7 +123,7 @@ def run_cases(
     (folder / "cases.json").write_text(json.dumps(cases), encoding="utf-8")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_ranks)]
     arguments = [Path(__file__).with_name(script), folder / "cases.json", folder]
-    environment = os.environ | {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = launched_environment(device)
     run = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=840)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-6000:]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.ranks import launched_environment
+
 PATIENCE_SECONDS = 240
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 NOT_FINITE = (
@@ -30,14 +31,16 @@ DEEPSPEED = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", 
     ],
     ids=[f"{name}-{end}" for name in ("torchrun", "deepspeed") for end in ("raises", "killed", "not-finite")],
 )
-def test_a_rank_that_fails_ends_the_others(launcher, end, message, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+def test_a_rank_that_fails_ends_the_others(launcher, end, message, tmp_path):
     script = Path(__file__).with_name("run_failure.py")
     started = time.monotonic()
     run = subprocess.run(
-        [*launcher, script, tmp_path, end], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        [*launcher, script, tmp_path, end],
+        env=launched_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     assert run.returncode != 0
     printed = run.stdout + run.stderr

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import os
 import random
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from safetensors.torch import load_file
 from clip_hf import ClipHfTokenizer
 from tests.data.source_kinds import Original, write_source
 from tests.distributed.run_resume import GLOBAL_BATCH_SIZE
+from tests.ranks import launched_environment
 
 ROOT = Path(__file__).parents[2]
 NUM_STEPS = 12  # an epoch has five
@@ -113,7 +113,7 @@ class Run:
 
 
 def start(command: Sequence[str], stderr_file: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = launched_environment()
     with open(stderr_file, "a", encoding="utf-8") as stderr:
         return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr, text=True)
 

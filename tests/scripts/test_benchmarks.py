@@ -18,6 +18,7 @@ from tests.tiny_models import tiny_config
 
 BENCHMARKS = Path(__file__).parents[2] / "scripts" / "benchmarks"
 RESULTS = sorted((BENCHMARKS / "results").glob("*.json"))
+RESULTS_ON_GPU = sorted((BENCHMARKS / "results" / "gpu").glob("*.json"))
 
 
 def name_of(file: Path) -> str:
@@ -146,7 +147,7 @@ def test_class_names_are_frequent_pairs_of_long_words():
         class_names(captions, 9)
 
 
-@pytest.mark.parametrize("file", RESULTS, ids=name_of)
+@pytest.mark.parametrize("file", [*RESULTS, *RESULTS_ON_GPU], ids=name_of)
 def test_what_is_short_of_its_aim_says_why(file):
     cases = json.loads(file.read_text(encoding="utf-8")).get("cases", [])
     missed = [c for c in cases if any(one["aim"] and one["times_faster"] < one["aim"] for one in c.get("versus", []))]

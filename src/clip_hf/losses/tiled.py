@@ -21,7 +21,7 @@ LEAST_SUM = 1e-30
 """Of exponentials in a tile: below, too many of them may be zero in float32, whose least number is about 1e-38."""
 LARGEST_DISTANCE = 60.0
 """Of maxima: what is lost where exp(-87), the least in float32, stands for zero is below exp(-27) of a weight."""
-BLOCK_SIZE = 2**21
+BLOCK_SIZE = 2**20
 """Logits that are weighed at a time."""
 
 
@@ -238,9 +238,11 @@ class _Exponentials:
             if self.are_near:
                 factors = torch.addcmul(weights, self.image_factors[own, None], self.text_factors[columns])
                 block.sub_(maxima).exp_().mul_(factors)
+                del factors  # before the next block's are there
             else:
                 by_text = (block - self.text_maxima[columns]).exp_()
                 block.sub_(maxima).exp_().mul_(weights).addcmul_(by_text, self.text_weights[columns])
+                del by_text
 
 
 def _matches(tile: Tensor, first_image: int, first_text: int) -> tuple[Tensor, slice]:

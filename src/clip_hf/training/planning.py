@@ -35,7 +35,7 @@ BYTES_OF_AVERAGES |= dict.fromkeys(("adamw_torch_8bit", "adamw_bnb_8bit", "adamw
 ROUNDS = {"ddp": 2, "zero1": 3, "zero2": 3, "zero3": 3}
 # Of the activations, in bfloat16, as counted on a CPU; layer norms and the like stay in float32.
 SHARE_IN_BF16 = 0.55
-TILE_BYTES = 4 * (4096**2 + 2**21)  # of logits, and of what weighs a block of them
+TILE_BYTES = 4 * (4096**2 + 2**20)  # of logits, and of what weighs a block of them
 
 
 @dataclass
