@@ -2,7 +2,7 @@
 
 Noise of unit length has the recall of chance, which the figures must show. Linux and macOS.
 
-    python scripts/benchmarks/large_retrieval.py --num_images 100000 --num_texts 500000
+    python scripts/benchmarks/large_retrieval.py --num_images 40000 --num_texts 200000
 """
 
 import time
@@ -53,8 +53,8 @@ def measure(args: Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measures, prints and saves."""
     parser = make_parser(__file__, __doc__)
-    parser.add_argument("--num_images", type=int, default=40_000, help="images")
-    parser.add_argument("--num_texts", type=int, default=200_000, help="texts, shared evenly among the images")
+    parser.add_argument("--num_images", type=int, default=100_000, help="images")
+    parser.add_argument("--num_texts", type=int, default=500_000, help="texts, shared evenly among the images")
     parser.add_argument("--width", type=int, default=512, help="of the embeddings")
     args = parser.parse_args()
     save("Retrieval", "texts", args, [measure(args)])
