@@ -1,4 +1,4 @@
-"""Runs a test's function on several processes that talk through gloo, and says where launched scripts run."""
+"""Runs a test's function on several processes that talk through gloo, and gives launched scripts their environment."""
 
 import os
 import tempfile
@@ -36,7 +36,7 @@ def launched_environment(device: str = "cpu") -> dict[str, str]:
     Args:
         device: that DeepSpeed is to use.
     """
-    path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return os.environ | {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
 
 

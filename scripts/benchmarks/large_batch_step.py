@@ -91,21 +91,22 @@ def measure_floor(args: Namespace) -> Floor:
 def measure_peer(args: Namespace, batch_size: int) -> dict[str, float] | None:
     """Returns time and memory of the peer's step, or None without memory for it, to be called in a fresh process."""
     torch.manual_seed(0)
-    model, batch = CLIPModel(to_transformers_config(config_of(args))).to(args.device), noise(args, batch_size)
-    pixels = batch["pixel_values"] / 255
-
-    def loss() -> Tensor:
-        with autocast(args):
-            return model(input_ids=batch["input_ids"], pixel_values=pixels, return_loss=True).loss
-
-    step = stepper(model, loss)
-    start = time.perf_counter()
+    model = CLIPModel(to_transformers_config(config_of(args))).to(args.device)
     try:
+        batch = noise(args, batch_size)
+        pixels = batch["pixel_values"] / 255
+
+        def loss() -> Tensor:
+            with autocast(args):
+                return model(input_ids=batch["input_ids"], pixel_values=pixels, return_loss=True).loss
+
+        step = stepper(model, loss)
+        start = time.perf_counter()
         step()
+        if args.device != "cpu":
+            torch.cuda.synchronize()
     except torch.OutOfMemoryError:
         return None
-    if args.device != "cpu":
-        torch.cuda.synchronize()
     return {"seconds": time.perf_counter() - start, "gigabytes": peak_megabytes() / 1e3}
 
 
@@ -122,8 +123,8 @@ def measure(args: Namespace) -> dict[str, Any]:
     title = f"{args.batch_size:,} pairs of {ours['title']}"
     seconds = {"clip_hf": [ours["seconds"]], "floor": [floor.seconds]}
     case = compare(title, seconds, args.batch_size, floor=str(floor))
-    note = f"; {ours['gigabytes']:.2f} GB, where transformers' plain step exceeds {args.most_gigabytes:g} GB with "
-    note += f"{batch_size:,} pairs"
+    limit = f"exceeds {args.most_gigabytes:g} GB" if batch_size in peers else "does not fit"
+    note = f"; {ours['gigabytes']:.2f} GB, where transformers' plain step {limit} with {batch_size:,} pairs"
     return case | {"note": note, "most_gigabytes": args.most_gigabytes, "log": ours["log"], "transformers": peers}
 
 

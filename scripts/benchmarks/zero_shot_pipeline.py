@@ -1,7 +1,8 @@
 """Times one image against many labels: our zero-shot pipeline, and transformers' stock one on its CLIPModel.
 
 A first call meets labels that are new to our pipeline, a later one labels that it has seen; to the stock one, all
-calls are alike. The weights are random, and equal in both.
+calls are alike. Our images are resized with torch (`backend="torch"`), the others as transformers chooses. The weights
+are random, and equal in both.
 
     python scripts/benchmarks/zero_shot_pipeline.py --architecture ViT-B/16 --num_labels 1000
 """
@@ -18,8 +19,7 @@ from measuring.rounds import compare, largest_difference, take_turns
 from PIL import Image
 from transformers import CLIPImageProcessor, Pipeline, ZeroShotImageClassificationPipeline, pipeline
 
-from clip_hf import ClipHfZeroShotPipeline
-from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessorTorch
+from clip_hf import ClipHfImageProcessorTorch, ClipHfZeroShotPipeline
 from clip_hf.model.zero_shot_pipeline_clip_hf import TASK
 
 TEMPLATE = "This is a photo of {}."

@@ -271,7 +271,9 @@ def test_a_gpu_gives_the_embeddings_and_gradients_of_the_cpu(tower, is_compiled,
     for name in ("image_embeds", "text_embeds", "logits_per_image", "loss"):
         torch.testing.assert_close(output[name].cpu(), expected[name], rtol=1e-4, atol=1e-4)
     for (name, ours), theirs in zip(on_gpu.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(
+            ours.grad.cpu(), theirs.grad, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 @pytest.mark.gpu

@@ -48,7 +48,8 @@ def draw_ratios(bars: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         if one["aim"]:
             axes.plot(one["aim"], row, "|", color="black", markersize=14)
     axes.axvline(1, color="black", linewidth=0.8)
+    highest = max(max(one["times_faster"], one["aim"] or 0) for one in bars.values())
     label = "times as fast as the peer, with quartiles\n| marks the aim; orange is short of it"
-    axes.set(xscale="log", xlabel=label, xlim=(None, 2 * max(ratios)))
+    axes.set(xscale="log", xlabel=label, xlim=(None, 2 * highest))
     axes.invert_yaxis()
     figure.savefig(file, dpi=100)

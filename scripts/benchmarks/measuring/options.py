@@ -17,7 +17,7 @@ def make_parser(script: str, description: str, repeats: int | None = None) -> Ar
     """
     parser = ArgumentParser(description=description.splitlines()[0], formatter_class=ArgumentDefaultsHelpFormatter)
     output = RESULTS / f"{Path(script).stem}.json"
-    parser.add_argument("--output", type=Path, default=output, help="JSON file to write; of a GPU, in results/gpu")
+    parser.add_argument("--output", type=Path, default=output, help="JSON file to write")
     if repeats is not None:
         parser.add_argument("--repeats", type=int, default=repeats, help="turns of each way, after one to warm up")
     return parser
@@ -30,6 +30,6 @@ def add_captions(parser: ArgumentParser) -> None:
 
 def add_device(parser: ArgumentParser) -> None:
     """Adds `--device` and `--dtype`."""
-    parser.add_argument("--device", default="cpu", help="where the models compute, such as cuda")
+    parser.add_argument("--device", default="cpu", help="where the models compute; cuda writes to results/gpu")
     dtypes = ["float32", "bfloat16"]
     parser.add_argument("--dtype", choices=dtypes, default="float32", help="of weights; in training, of autocast")

@@ -65,7 +65,7 @@ def write(file: Path, row: str, unit: str, options: Namespace, **facts: Any) -> 
     """
     chosen = {name: value for name, value in vars(options).items() if not isinstance(value, Path)}
     report = {"row": row, "unit": unit, **environment(), "options": chosen, **facts}
-    if file.parent == RESULTS and getattr(options, "device", "cpu") != "cpu":
+    if file.resolve().parent == RESULTS.resolve() and getattr(options, "device", "cpu") != "cpu":
         file = RESULTS_ON_GPU / file.name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

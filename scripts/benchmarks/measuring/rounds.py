@@ -118,9 +118,9 @@ def _why(missed: Mapping[str, Any], medians: Mapping[str, float], ours: str, flo
     peer = missed["peer"]
     if floor:
         reached, theirs = floor / medians[ours], floor / medians[peer]
-        return (
-            f"{peer} takes {1 / theirs:.3g} times the floor of ours, so no more than that can be won over it: ours "
-            f"reach {reached:.0%} of the floor, {peer} {theirs:.0%}."
-        )
+        shares = f"Ours reach {reached:.0%} of the floor, {peer} {theirs:.0%}"
+        if 1 / theirs > missed["aim"]:
+            return f"{shares}."
+        return f"{shares}: it takes {1 / theirs:.3g} times the floor of ours, and no more can be won over it."
     low, high = missed["quartiles"]
     return f"{peer} takes {medians[peer]:.3g} s, ours {medians[ours]:.3g} s; half of the turns lie in {low} to {high}."

@@ -2,11 +2,13 @@
 
 One pass over the tiles serves both directions: each tile of logits is computed once forward and once more backward,
 and adds to the log-sum-exp of its images (rows) and of its texts (columns). That is 8 B N D flops for the loss and all
-gradients, where a plain matrix takes 6, in memory for a few tiles and the gradients themselves.
+gradients, where a plain matrix takes 6, in memory for a tile and the gradients themselves. Where logits of one tile
+are too far apart for that, a second pass forward adds 2 B N D.
 
 Shapes: B images, N texts, D the width of the joint embedding space.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -114,7 +116,7 @@ def _sum_tiles(
     """Adds up the exponentials of all tiles.
 
     Returns:
-        (B,) the logit of each matching pair, the sums of images and those of texts, and () the least that was added.
+        (B,) the logit of each matching pair, the sums of images and those of texts, and () the least that `add` found.
     """
     matching = image_embeds.new_empty(len(image_embeds))
     least = image_embeds.new_full((), torch.inf)  # left where it is: to ask for it would wait for each tile
@@ -132,7 +134,9 @@ def _sum_tiles(
     return matching, all_images, all_texts, least
 
 
-def _slices(length: int, size: int) -> Iterator[slice]:
+def _slices(length: int, most: int) -> Iterator[slice]:
+    """Slices of equal size, but for the last: a narrow one would hold rows far below the largest logit of its tile."""
+    size = math.ceil(length / math.ceil(length / most))
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
 
@@ -200,7 +204,11 @@ def _add_shared_exponentials(images: _Sums, texts: _Sums, logits: Tensor) -> Ten
 
 
 def _add_exponentials(images: _Sums, texts: _Sums, logits: Tensor) -> Tensor:
-    """The same with an exponential for each, relative to the largest logit of each row and column so far."""
+    """The same with an exponential for each, relative to the largest logit of each row and column so far.
+
+    Returns:
+        () the least sum so far, which is 1 or more.
+    """
     for sums in (images, texts):
         new_maxima = torch.maximum(sums.maxima, logits.amax(sums.dim))
         exponentials = (logits - new_maxima.unsqueeze(sums.dim)).exp_()

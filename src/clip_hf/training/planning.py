@@ -35,7 +35,10 @@ BYTES_OF_AVERAGES |= dict.fromkeys(("adamw_torch_8bit", "adamw_bnb_8bit", "adamw
 ROUNDS = {"ddp": 2, "zero1": 3, "zero2": 3, "zero3": 3}
 # Of the activations, in bfloat16, as counted on a CPU; layer norms and the like stay in float32.
 SHARE_IN_BF16 = 0.55
-TILE_BYTES = 4 * (4096**2 + 2**20)  # of logits, and of what weighs a block of them
+# Of an accelerator's loss, logits that are held whole, with their softmax; of more there is a tile, and what weighs a
+# block of it.
+WHOLE_LOGITS = 4096**2
+TILE_BYTES = 4 * (WHOLE_LOGITS + 2**20)
 
 
 @dataclass
@@ -221,6 +224,7 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     if batch_size % num_devices:
         raise ValueError(f"global_batch_size is {batch_size}, which {num_devices} devices cannot share equally")
     own_size = batch_size // num_devices
+    num_logits = own_size * batch_size
     num_images, num_texts = training.chunk_sizes(num_devices)
     num_parameters, vision = training.num_parameters, training.config.vision_config
     text_bytes = 4 * training.config.projection_dim
@@ -246,7 +250,7 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     memory = parts | {
         "activations": activations,
         "batch": own_size * (vision.num_channels * vision.image_size**2 + 8 * training.text_length + 4 * text_bytes),
-        "loss": 2 * batch_size * text_bytes + min(TILE_BYTES, 8 * own_size * batch_size),
+        "loss": 2 * batch_size * text_bytes + (8 * num_logits if num_logits <= WHOLE_LOGITS else TILE_BYTES),
     }
     ring = 1 - 1 / num_devices
     moved = num_parameters if engine == "zero3" else training.num_trained
