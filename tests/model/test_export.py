@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clip_hf import ClipHfModel
-from tests.tiny_models import TOWERS, random_ids, random_pixels, randomize_batch_norms, tiny_model
+from tests.tiny_models import TOWERS, random_ids, random_pixels, randomize_batch_norms, tiny_config, tiny_model
 
 
 class ByPosition(torch.nn.Module):
@@ -40,6 +40,17 @@ def test_compiles_without_graph_breaks(model):
     output, expected = compiled(**inputs(model), return_loss=True), model(**inputs(model), return_loss=True)
     torch.testing.assert_close(output.loss, expected.loss)
     torch.testing.assert_close(output.logits_per_image, expected.logits_per_image)
+
+
+def test_a_compiled_text_tower_shares_a_prefix():
+    tower = tiny_model("vit").eval().text_model
+    ids = random_ids(tiny_config("vit"), batch_size=16)
+    ids[:, 1:4] = 5
+    ids[:, -1] = tower.config.eos_token_id  # where a text ended so early
+    expected = tower(ids).pooler_output
+    tower.compile(backend="aot_eager")
+    actual = tower(ids, pooled_only=True, share_prefix=True).pooler_output
+    torch.testing.assert_close(actual, expected)
 
 
 def test_compiled_training_step_gives_the_same_gradients(model):

@@ -53,6 +53,7 @@ def trim_padding(input_ids: Tensor, eos_token_id: int) -> Tensor:
     return input_ids[:, : int(is_eos.int().argmax(dim=-1).max()) + 1]
 
 
+@torch.compiler.disable  # a number that depends on the data, of which a compiler would warn
 def shared_prefix_length(input_ids: Tensor, eos_token_id: int) -> int:
     """Returns how many tokens all texts begin with, the end of none among them; 0 if it saves too few.
 
