@@ -58,7 +58,7 @@ style: $(VENV)/.installed  ## Repair what ruff can repair
 card: $(VENV)/.installed  ## Render every page of model_cards from the JSON beside it
 	@$(VENV)/bin/python scripts/render_model_cards.py
 
-benchmark: $(PEERS_VENV)/.installed  ## Measure beside OpenCLIP and transformers, in .venv-peers: an hour on two cores
+benchmark: $(PEERS_VENV)/.installed  ## Measure beside OpenCLIP and transformers, in .venv-peers: two to three hours on two cores
 	@for script in scripts/benchmarks/*.py; do \
 		echo "$$script"; $(PEERS_VENV)/bin/python "$$script" || failed="$$failed $$script"; \
 	done; \

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from clip_hf import ClipHfModel
 from scripts.benchmarks.measuring import reports
 from scripts.benchmarks.measuring.captions import class_names
+from scripts.benchmarks.measuring.drawing import draw_ratios
 from scripts.benchmarks.measuring.floors import Floor
 from scripts.benchmarks.measuring.memory import forget_peak, peak_megabytes
 from scripts.benchmarks.measuring.rounds import compare, largest_difference, take_turns
@@ -139,6 +140,13 @@ def test_a_report_says_on_what_it_was_measured(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "1.0 (1.0 to 1.0) times peer, aim 2" in printed
     assert "why: Ours reach 50% of the floor, peer 50%: it takes 2 times the floor of ours" in printed
+
+
+@pytest.mark.filterwarnings("error")
+def test_bars_keep_their_place_beside_long_names(tmp_path):
+    bar = {"times_faster": 2.0, "quartiles": [1.5, 2.5], "aim": 3.0}
+    draw_ratios({f"{'a long name, ' * 12}{number}": bar for number in range(3)}, tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > 1000
 
 
 def test_class_names_are_frequent_pairs_of_long_words():

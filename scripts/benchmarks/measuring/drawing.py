@@ -1,11 +1,14 @@
 """Bars and curves of results."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+
+LONGEST_LABEL = 64  # letters in a line, so that the bars have half of the width
 
 
 def draw_curves(curves: Mapping[str, tuple[str, Sequence[tuple[float, float]]]], file: Path) -> None:
@@ -36,13 +39,15 @@ def draw_ratios(bars: Mapping[str, Mapping[str, Any]], file: Path) -> None:
         bars: by title; with "times_faster", "quartiles" and "aim", which may be None, as `compare` gives them.
         file: PNG to write.
     """
-    figure = Figure(figsize=(10, 0.32 * len(bars) + 1), layout="constrained")
+    labels = [textwrap.fill(title, LONGEST_LABEL) for title in bars]
+    num_lines = sum(label.count("\n") + 1 for label in labels)
+    figure = Figure(figsize=(11, 0.1 * num_lines + 0.25 * len(bars) + 1), layout="constrained")
     axes = figure.subplots()
     ratios = [one["times_faster"] for one in bars.values()]
     spreads = [[one["times_faster"] - one["quartiles"][0] for one in bars.values()]]
     spreads += [[one["quartiles"][1] - one["times_faster"] for one in bars.values()]]
     colors = ["C0" if one["times_faster"] >= (one["aim"] or 1) else "C1" for one in bars.values()]
-    drawn = axes.barh(list(bars), ratios, color=colors, xerr=spreads, error_kw={"elinewidth": 0.8})
+    drawn = axes.barh(labels, ratios, color=colors, xerr=spreads, error_kw={"elinewidth": 0.8})
     axes.bar_label(drawn, [f" {ratio:.3g}" for ratio in ratios])
     for row, one in enumerate(bars.values()):
         if one["aim"]:
@@ -51,5 +56,7 @@ def draw_ratios(bars: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     highest = max(max(one["times_faster"], one["aim"] or 0) for one in bars.values())
     label = "times as fast as the peer, with quartiles\n| marks the aim; orange is short of it"
     axes.set(xscale="log", xlabel=label, xlim=(None, 2 * highest))
+    axes.tick_params(axis="y", labelsize=9)
+    axes.margins(y=0.01)
     axes.invert_yaxis()
     figure.savefig(file, dpi=100)
