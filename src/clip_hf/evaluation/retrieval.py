@@ -27,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from clip_hf.distributed import all_gather, rank, world_size
 
@@ -105,7 +106,9 @@ def rank_matches(
     error = 1.01 * (width + 2) * 2**-24 / (1 - width * 2**-24) + TIE
     by_image, by_text = _Direction(1, of_image), _Direction(0, of_text)
     starts = range(0, num_images, tile_size)
-    for first_image in starts[rank() :: world_size()] if on_all_processes else starts:
+    own_starts = starts[rank() :: world_size()] if on_all_processes else starts
+    # Seen where it takes a while, as with 100,000 images.
+    for first_image in tqdm(own_starts, desc="Ranking", leave=False, delay=5, disable=rank() > 0):
         for first_text in range(0, num_texts, tile_size):
             images = range(first_image, min(first_image + tile_size, num_images))
             texts = range(first_text, min(first_text + tile_size, num_texts))
