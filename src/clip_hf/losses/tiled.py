@@ -8,7 +8,6 @@ are too far apart for that, a second pass forward adds 2 B N D.
 Shapes: B images, N texts, D the width of the joint embedding space.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -134,9 +133,7 @@ def _sum_tiles(
     return matching, all_images, all_texts, least
 
 
-def _slices(length: int, most: int) -> Iterator[slice]:
-    """Slices of equal size, but for the last: a narrow one would hold rows far below the largest logit of its tile."""
-    size = math.ceil(length / math.ceil(length / most))
+def _slices(length: int, size: int) -> Iterator[slice]:
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
 
