@@ -142,6 +142,18 @@ def test_a_report_says_on_what_it_was_measured(tmp_path, capsys):
     assert "why: Ours reach 50% of the floor, peer 50%: it takes 2 times the floor of ours" in printed
 
 
+def test_results_of_a_gpu_do_not_replace_those_of_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "RESULTS", tmp_path)
+    monkeypatch.setattr(reports, "RESULTS_ON_GPU", tmp_path / "gpu")
+    for device in ("cpu", "cuda"):
+        reports.write(tmp_path / "row.json", "Row", "images", Namespace(device=device))
+    files = {device: tmp_path / folder / "row.json" for device, folder in (("cpu", ""), ("cuda", "gpu"))}
+    for device, file in files.items():
+        assert json.loads(file.read_text(encoding="utf-8"))["options"] == {"device": device}
+    reports.write(tmp_path / "elsewhere" / "row.json", "Row", "images", Namespace(device="cuda"))
+    assert (tmp_path / "elsewhere" / "row.json").is_file()
+
+
 @pytest.mark.filterwarnings("error")
 def test_bars_keep_their_place_beside_long_names(tmp_path):
     bar = {"times_faster": 2.0, "quartiles": [1.5, 2.5], "aim": 3.0}
