@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from clip_hf.losses import tiled as tiled_losses
 from clip_hf.losses.tiled import reduce_logits_in_tiles
 from clip_hf.model.contrastive_loss_clip_hf import reduce_logits
 
@@ -75,6 +76,13 @@ def test_identical_rows():
     _assert_equal_reductions(inputs, 0, 4)
     _, image_log_sums, _ = reduce_logits_in_tiles(*inputs, 0, 4)
     torch.testing.assert_close(image_log_sums, torch.full((11,), 100 + math.log(11), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("scale", [14.0, 1000.0])  # with one exponential for images and texts, and with two
+@pytest.mark.parametrize("block_size", [1, 20, 1000])  # a row, two rows and the whole of a tile of nine at a time
+def test_blocks_of_a_tile_equal_the_plain_reduction(block_size, scale, monkeypatch):
+    monkeypatch.setattr(tiled_losses, "BLOCK_SIZE", block_size)
+    _assert_equal_reductions(_inputs(29, 29, scale), 0, 9)
 
 
 class _CountExponentials(TorchDispatchMode):
