@@ -39,6 +39,7 @@ def collect(folder: Path, path: Path) -> Path:
     known = read_json(card) if card.is_file() else {}
     kept = {name: fact for name, fact in known.items() if name not in OF_THE_FOLDER}
     facts = ModelCardFacts.from_folder(folder, f"path/to/{path.name}", **kept)
+    card.parent.mkdir(parents=True, exist_ok=True)
     if facts.curves is not None:
         facts.curves = f"{path.name}.png"
         shutil.copy(folder / "curves.png", path.with_name(facts.curves))
@@ -54,6 +55,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.to is not None and (len(args.paths) != 1 or not args.paths[0].is_dir()):
         parser.error("--to needs one folder of a saved model")
+    if missing := [str(path) for path in args.paths if not path.exists()]:
+        parser.error(f"there is no {', '.join(missing)}: name JSON files of facts, or folders of saved models")
     for path in [collect(args.paths[0], args.to)] if args.to else args.paths or sorted(CARDS.glob("*.json")):
         print(render(path))
 

@@ -54,6 +54,17 @@ def test_a_trained_model_gets_a_card_of_its_own(render, folder, tmp_path):
     assert (tmp_path / "tiny-v1.0.md").read_text() == page
 
 
+def test_a_card_may_begin_a_new_folder(render, folder, tmp_path):
+    assert render(folder, "--to", tmp_path / "new" / "tiny") == [tmp_path / "new" / "tiny.md"]
+
+
+def test_a_path_that_is_not_there_is_named(render, folder, capsys):
+    with pytest.raises(SystemExit):
+        render(folder, folder / "tiny.json")
+    assert f"there is no {folder / 'tiny.json'}: name JSON files" in capsys.readouterr().err
+    assert not (folder / "README.md").exists()
+
+
 def test_a_new_training_leaves_no_fact_of_the_one_before(render, folder, tmp_path):
     before = {"base_model": "them/clip", "datasets": ["them/pairs"], "conversion": {"source": "them/clip"}}
     (tmp_path / "tiny.json").write_text(json.dumps({"intended_use": "Tests.", "widget": [{"src": "a"}]} | before))
