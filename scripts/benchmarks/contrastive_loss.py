@@ -1,8 +1,8 @@
 """Times the contrastive loss forward and backward, and its memory: ours, in tiles where it chooses so, and OpenCLIP's.
 
-Each way runs in fresh processes, in turns. Its memory is what the process, or the GPU, holds at most above the
-embeddings and their gradients. The floor is the 8 x num_pairs^2 x width operations of the tiled loss, at the best rate
-of torch.matmul in the same process; the plain one has 6. Linux, and with less certainty of memory macOS.
+In turns, on a CPU each in a fresh process. The memory of a way is what the process, or the GPU, holds at most above
+the embeddings and their gradients. The floor is the 8 x num_pairs^2 x width operations of the tiled loss, at the best
+rate of torch.matmul in the same process; the plain one has 6. Linux, and with less certainty of memory macOS.
 
     python scripts/benchmarks/contrastive_loss.py --num_pairs 4096 8192
 """
@@ -37,7 +37,7 @@ def find_loss(way: str) -> Callable[..., Any]:
 
 
 def measure(way: str, num_pairs: int, width: int, device: str = "cpu", dtype: str = "float32") -> dict[str, float]:
-    """Returns seconds, megabytes and floor of a loss and its three gradients, to be called in a fresh process."""
+    """Returns seconds, megabytes and floor of a loss and its three gradients."""
     torch.manual_seed(0)
     options = {"device": device, "dtype": getattr(torch, dtype)}
     images, texts = torch.randn(num_pairs, width, **options), torch.randn(num_pairs, width, **options)
@@ -64,8 +64,9 @@ def compare_losses(num_pairs: int, args: Namespace) -> dict[str, Any]:
     is_compared = args.open_clip and num_pairs <= args.max_open_clip_pairs
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ("clip_hf", "open_clip")[: 1 + is_compared]}
     for way, counts in turns(list(runs), args.repeats, f"{num_pairs} pairs"):
-        if counts:  # a fresh process is warmed up in itself
-            runs[way].append(in_fresh_process(measure, way, num_pairs, args.width, args.device, args.dtype))
+        if counts:  # each is warmed up in itself
+            options = way, num_pairs, args.width, args.device, args.dtype
+            runs[way].append(in_fresh_process(measure, *options) if args.device == "cpu" else measure(*options))
     seconds = {way: [run["seconds"] for run in some] for way, some in runs.items()}
     seconds["floor"] = [run["floor"] for some in runs.values() for run in some]
     memory = {way: round(max(run["megabytes"] for run in some), 1) for way, some in runs.items()}
