@@ -3,7 +3,7 @@
 OpenCLIP pads every caption to 77 tokens, transformers each batch to its longest; ours pad groups of like length, from
 64 pairs on. Each as it comes and compiled.
 
-    python scripts/benchmarks/training_step.py --architectures ViT-B/32 RN50 --batch_size 16
+    python scripts/benchmarks/training_step.py --architectures ViT-B/32 RN50 --batch_size 64
 """
 
 from argparse import Namespace
@@ -91,7 +91,7 @@ def main() -> None:
     parser = make_parser(__file__, __doc__, repeats=3)
     parser.add_argument("--architectures", nargs="+", default=list(AIMS), help="of the models")
     add_captions(parser)
-    parser.add_argument("--batch_size", type=int, default=16, help="pairs in a step")
+    parser.add_argument("--batch_size", type=int, default=64, help="pairs in a step")
     parser.add_argument("--grad_cache_chunk_size", type=int, help="pairs that ours embed at a time (default: all)")
     parser.add_argument("--no_compile", dest="compile", action="store_false", help="measure each only as it comes")
     add_device(parser)
