@@ -148,7 +148,7 @@ def photos(tmp_path):
 
 
 def test_ones_own_folder_is_read_trained_on_and_gone_on_with(script, photos, tmp_path, capsys):
-    """The README's way, with the recipe's batch of 256 pairs, which so few images do not fill."""
+    """The README's way, with the recipe's batch of 64 pairs, which so few images do not fill."""
     recipe, output_dir = RECIPE.with_name("flickr8k.yaml"), tmp_path / "out"
     common = [str(recipe), "--train_data", str(photos), "--output_dir", str(output_dir)]
     script.main([*common, "--dry_run_data", "30"])
