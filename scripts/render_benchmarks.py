@@ -35,12 +35,12 @@ def render_table(cases: list[dict[str, Any]]) -> str:
             share = f"{case['bytes_sent'] / case['formula']:.2%} of the formula"
             lines.append(f"| {title} | {case['bytes_sent']:,} bytes | {case['formula']:,}, formula | {share} | | |")
             continue
-        ours = f"{case['per_second'][case['ours']]:,.4g} {case['unit']}/s"
+        ours = f"{_rate(case['per_second'][case['ours']])} {case['unit']}/s"
         share = f"{case['share_of_floor'][case['ours']]:.0%}" if "share_of_floor" in case else ""
         front = f"| {title}{case.get('note', '')} | {ours} |"
         for one in case["versus"]:
             low, high = one["quartiles"]
-            peer = f"{case['per_second'][one['peer']]:,.4g}, {one['peer']}"
+            peer = f"{_rate(case['per_second'][one['peer']])}, {one['peer']}"
             ratio, aim = (
                 f"{one['times_faster']:.3g} ({low:.3g} to {high:.3g})",
                 f"{one['aim']:g}" if one["aim"] else "",
@@ -50,6 +50,10 @@ def render_table(cases: list[dict[str, Any]]) -> str:
         if not case["versus"]:
             lines.append(f"{front} | | | {share} |")
     return "\n".join(lines) + "\n"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
 def insert_table(page: str, name: str, table: str) -> str:

@@ -65,9 +65,13 @@ def compare_losses(num_pairs: int, args: Namespace) -> dict[str, Any]:
     is_compared = args.open_clip and num_pairs <= args.max_open_clip_pairs
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ("clip_hf", "open_clip")[: 1 + is_compared]}
     for way, counts in turns(list(runs), args.repeats, f"{num_pairs} pairs"):
-        if counts:  # each is warmed up in itself
-            options = way, num_pairs, args.width, args.device, args.dtype
-            runs[way].append(in_fresh_process(measure, *options) if args.device == "cpu" else measure(*options))
+        arguments = way, num_pairs, args.width, args.device, args.dtype
+        if args.device != "cpu":
+            run = measure(*arguments)
+        elif counts:  # a fresh process is warmed up in itself
+            run = in_fresh_process(measure, *arguments)
+        if counts:
+            runs[way].append(run)
     seconds = {way: [run["seconds"] for run in some] for way, some in runs.items()}
     seconds["floor"] = [run["floor"] for some in runs.values() for run in some]
     memory = {way: round(max(run["megabytes"] for run in some), 1) for way, some in runs.items()}

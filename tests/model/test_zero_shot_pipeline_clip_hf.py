@@ -14,6 +14,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch._inductor import config as compiler
 from torch.utils.data import Dataset
 from transformers import SiglipConfig, SiglipModel, ZeroShotImageClassificationPipeline, pipeline
@@ -266,13 +267,17 @@ def test_changed_weights_are_never_answered_for_with_old_features(pipe, change):
     assert after != before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tower", TOWERS)
 def test_a_compiled_and_frozen_image_tower_answers_alike(tower):
+    torch.compiler.reset()
+    counters.clear()
     model, arguments = tiny_zero_shot_model(tower), {"candidate_labels": NAMES, "hypothesis_template": TEMPLATES}
     expected = build(model)(pictures(), **arguments)
     model.vision_model.compile()
     with compiler.patch(freezing=True):
         assert_same(build(model)(pictures(), **arguments), expected)
+    assert counters["stats"]["unique_graphs"] > 0
 
 
 @pytest.mark.gpu

@@ -101,7 +101,7 @@ def compare(
     case |= {"bound": bound} if bound else {}
     case |= {"why": " ".join(_why(one, medians, ours, floor) for one in missed)} if missed else {}
     if floor:
-        case["share_of_floor"] = {name: round(floor / median, 3) for name, median in medians.items()}
+        case["share_of_floor"] = {name: round(floor / median, 4) for name, median in medians.items()}
     rates = {name: float(f"{amount / median:.4g}") for name, median in medians.items()}
     all_seconds = {name: [float(f"{one:.4g}") for one in some] for name, some in times.items()}
     return case | facts | {"per_second": rates, "seconds": all_seconds}

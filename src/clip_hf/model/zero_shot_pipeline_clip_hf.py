@@ -35,7 +35,8 @@ class ClipHfZeroShotPipeline(ZeroShotImageClassificationPipeline):
 
     The features of the last few label sets are kept for as long as the text tower's weights are what they were: the
     model may be trained, cast or moved between two calls. What changes features but no weights, as switching PEFT
-    adapters does, cannot be seen: call `forget_labels` after it.
+    adapters does, cannot be seen: call `forget_labels` after it. An image tower that was compiled and frozen keeps the
+    weights that it had.
 
     Raises:
         ValueError: the model is neither a `ClipHfModel` nor transformers' `CLIPModel`.
