@@ -10,6 +10,7 @@ rate of torch.matmul in the same process; the plain one has 6. Linux, and with l
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,14 +65,11 @@ def compare_losses(num_pairs: int, args: Namespace) -> dict[str, Any]:
     """Returns one case: the losses of one number of pairs."""
     is_compared = args.open_clip and num_pairs <= args.max_open_clip_pairs
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ("clip_hf", "open_clip")[: 1 + is_compared]}
+    measured = partial(in_fresh_process, measure) if args.device == "cpu" else measure
     for way, counts in turns(list(runs), args.repeats, f"{num_pairs} pairs"):
-        arguments = way, num_pairs, args.width, args.device, args.dtype
-        if args.device != "cpu":
-            run = measure(*arguments)
-        elif counts:  # a fresh process is warmed up in itself
-            run = in_fresh_process(measure, *arguments)
-        if counts:
-            runs[way].append(run)
+        if counts or args.device != "cpu":  # a fresh process is warmed up in itself
+            run = measured(way, num_pairs, args.width, args.device, args.dtype)
+            runs[way] += [run] * counts
     seconds = {way: [run["seconds"] for run in some] for way, some in runs.items()}
     seconds["floor"] = [run["floor"] for some in runs.values() for run in some]
     memory = {way: round(max(run["megabytes"] for run in some), 1) for way, some in runs.items()}

@@ -44,7 +44,7 @@ def compare_encoders(architecture: str, args: Namespace) -> dict[str, Any]:
     encoders, size = find_encoders(architecture, args)
     batch_size = max(1, args.batch_size // 4) if architecture.startswith("ViT-L") else args.batch_size
     pixels = torch.randn(batch_size, 3, size, size, device=args.device, dtype=getattr(torch, args.dtype))
-    # Or another batch size than that of the architecture before would be compiled for any.
+    # Static, or after a batch of another size the compiler would make slower code for batches of any size.
     encoders |= {f"{name} compiled": torch.compile(encode, dynamic=False) for name, encode in encoders.items()}
     difference = largest_difference({name: encode(pixels) for name, encode in encoders.items()}, args.dtype)
     floor = Floor.of(lambda: encoders["clip_hf"](pixels), args.device, args.dtype)
