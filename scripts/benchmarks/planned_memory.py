@@ -6,7 +6,6 @@ Where activations are most of the memory, what is measured beyond the rest of th
     python scripts/benchmarks/planned_memory.py --device cuda --dtype bfloat16
 """
 
-import math
 import os
 import sys
 import tempfile
@@ -20,7 +19,7 @@ from measuring.reports import write
 from tqdm import tqdm
 
 from clip_hf import ClipHfConfig, ClipHfModel, ClipTrainer, ClipTrainingArguments
-from clip_hf.model.chunked_embedding_clip_hf import MIN_LENGTH_GROUP, NUM_LENGTH_GROUPS
+from clip_hf.model.chunked_embedding_clip_hf import length_group_sizes
 from clip_hf.training.planning import Hardware, Training, plan
 
 # Beside released models, of which parameters are the most, narrow ones, of which activations are.
@@ -48,8 +47,8 @@ def text_length(config: ClipHfConfig, batch_size: int, chunk_size: int | None) -
     torch.manual_seed(0)
     ids = NoisePairs(config, batch_size).input_ids
     lengths = ((ids == config.text_config.eos_token_id).int().argmax(dim=-1) + 1).sort().values
-    size = chunk_size or max(MIN_LENGTH_GROUP, math.ceil(batch_size / NUM_LENGTH_GROUPS))
-    return round(sum(len(group) * int(group.max()) for group in lengths.split(size)) / batch_size)
+    sizes = chunk_size or length_group_sizes(lengths.tolist())
+    return round(sum(len(group) * int(group.max()) for group in lengths.split(sizes)) / batch_size)
 
 
 def measure(architecture: str, batch_size: int, chunk_size: int | None, args: Namespace) -> float:

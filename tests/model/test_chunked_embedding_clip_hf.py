@@ -2,6 +2,7 @@
 
 import os
 import sys
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from clip_hf import ClipHfConfig, ClipHfModel
 from clip_hf.model import chunked_embedding_clip_hf
-from clip_hf.model.chunked_embedding_clip_hf import embed_in_chunks, embed_texts_in_chunks
+from clip_hf.model.chunked_embedding_clip_hf import embed_in_chunks, embed_texts_in_chunks, length_group_sizes
 from tests.tiny_models import TOWERS, random_ids, random_pixels, tiny_model
 
 BATCH_SIZE = 10
@@ -101,18 +102,43 @@ def test_texts_of_a_chunk_are_of_like_length_and_trimmed():
 def test_texts_of_a_whole_batch_are_embedded_in_groups_of_like_length(monkeypatch):
     plain, grouped = tiny_model("vit").double().train(), tiny_model("vit").double().train()
     expected = embed_all(plain, (None, None))
-    monkeypatch.setattr(chunked_embedding_clip_hf, "MIN_LENGTH_GROUP", 2)
+    monkeypatch.setattr(chunked_embedding_clip_hf, "TEXTS_PER_LENGTH_GROUP", 3)
     lengths = []
     grouped.text_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape), with_kwargs=True
     )
     found = embed_all(grouped, (None, None))
-    assert [rows for rows, _ in lengths] == [3, 3, 3, 1]
+    assert len(lengths) == 4 and sum(rows for rows, _ in lengths) == BATCH_SIZE
     assert lengths[0][1] < lengths[-1][1]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     for (name, parameter), other in zip(grouped.named_parameters(), plain.parameters(), strict=True):
         if name != "logit_scale":
             torch.testing.assert_close(parameter.grad, other.grad, rtol=0, atol=1e-11, msg=name)
+
+
+@pytest.mark.parametrize("num_texts", [33, 64, 97])
+def test_groups_of_a_batch_have_the_least_padding(num_texts):
+    """Against all ways to cut it at 32 places."""
+    generator = torch.Generator().manual_seed(num_texts)
+    lengths = (torch.randn(num_texts, generator=generator) * 5 + 14).clamp(3, 77).int().sort().values.tolist()
+    num_groups = every = -(-num_texts // 32)
+    places = range(every, num_texts, every)
+
+    def num_tokens(ends: tuple[int, ...]) -> int:
+        return sum((end - start) * lengths[end - 1] for start, end in pairwise((0, *ends, num_texts)))
+
+    sizes = length_group_sizes(lengths)
+    assert len(sizes) == num_groups and min(sizes) > 0 and sum(sizes) == num_texts
+    found = tuple(sum(sizes[: count + 1]) for count in range(num_groups - 1))
+    assert num_tokens(found) == min(map(num_tokens, combinations(places, num_groups - 1)))
+
+
+@pytest.mark.parametrize(("num_texts", "num_groups"), [(1, 1), (32, 1), (33, 2), (96, 3), (128, 4), (5000, 4)])
+def test_the_number_of_groups_does_not_depend_on_the_lengths(num_texts, num_groups):
+    """Processes that gather weights for each group would wait for each other for ever."""
+    for lengths in ([7] * num_texts, [3] * (num_texts - 1) + [77], sorted(5 + i % 60 for i in range(num_texts))):
+        sizes = length_group_sizes(lengths)
+        assert len(sizes) == num_groups and min(sizes) > 0 and sum(sizes) == num_texts
 
 
 def test_a_text_without_an_end_is_an_error():

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache, partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -23,8 +24,10 @@ from .modeling_clip_hf_text import require_end_of_text, trim_padding
 
 CHUNKS_PER_TRIM = 4
 # Of a batch that is not chunked. More, smaller groups would have less padding, but fill an accelerator worse.
-NUM_LENGTH_GROUPS = 4
-MIN_LENGTH_GROUP = 32
+MAX_LENGTH_GROUPS = 4
+TEXTS_PER_LENGTH_GROUP = 32
+NUM_CUTS = 32
+"""Places, evenly spread, where a batch may be cut into groups: more would save little."""
 
 
 def embed_in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_size: int | None) -> Tensor:
@@ -60,16 +63,45 @@ def embed_texts_in_chunks(
         ValueError: a row has no end-of-text token.
     """
     is_recomputed = chunk_size is not None and chunk_size < len(input_ids)
-    size = chunk_size if is_recomputed else max(MIN_LENGTH_GROUP, math.ceil(len(input_ids) / NUM_LENGTH_GROUPS))
-    if size >= len(input_ids):
+    if not is_recomputed and len(input_ids) <= TEXTS_PER_LENGTH_GROUP:
         return embed(trim_padding(input_ids, eos_token_id))
     is_eos = input_ids == eos_token_id
     require_end_of_text(is_eos, eos_token_id)  # here, where texts have the numbers by which the caller knows them
-    order = is_eos.int().argmax(dim=-1).argsort()
-    # All are trimmed before the first is embedded: on an accelerator, asking for a length waits for all work given.
-    chunks = [trim_padding(chunk, eos_token_id) for chunk in input_ids[order].split(size)]
+    ends, order = is_eos.int().argmax(dim=-1).sort()
+    # Of all at once: on an accelerator, asking for a length waits for all work given.
+    lengths = [end + 1 for end in ends.tolist()]
+    sizes = [len(part) for part in ends.split(chunk_size)] if is_recomputed else length_group_sizes(lengths)
+    last_texts = [end - 1 for end in accumulate(sizes)]
+    chunks = [chunk[:, : lengths[last]] for chunk, last in zip(input_ids[order].split(sizes), last_texts, strict=True)]
     embeds = _embed_each(embed, chunks) if is_recomputed else torch.cat([embed(chunk) for chunk in chunks])
     return torch.empty_like(embeds).index_copy(0, order, embeds)
+
+
+def length_group_sizes(lengths: Sequence[int]) -> list[int]:
+    """Returns the sizes of the groups of texts that have the least padding.
+
+    How many there are depends on the number of texts alone: ZeRO-3 and FSDP2 gather the weights for each group, which
+    all processes have to do as often.
+
+    Args:
+        lengths: of the texts in tokens, ascending; one at least.
+    """
+    num_texts = len(lengths)
+    num_groups = min(MAX_LENGTH_GROUPS, math.ceil(num_texts / TEXTS_PER_LENGTH_GROUP))
+    cuts = [*range(0, num_texts, math.ceil(num_texts / NUM_CUTS)), num_texts]
+    # The least tokens, padding counted, of the texts before each cut in so many groups, and the sizes of these.
+    best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
+    for _ in range(num_groups):
+        best = {
+            cut: min(
+                (tokens + (cut - start) * lengths[cut - 1], [*sizes, cut - start])
+                for start, (tokens, sizes) in best.items()
+                if start < cut
+            )
+            for cut in cuts
+            if cut > min(best)
+        }
+    return best[num_texts][1]
 
 
 def _embed_each(embed: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> Tensor:
