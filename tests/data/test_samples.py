@@ -1,3 +1,4 @@
+import pickle
 import random
 
 import pytest
@@ -38,6 +39,30 @@ def test_a_draw_depends_on_its_sample_alone(drawn, tmp_path):
     rng = random.Random("1 2 03")
     assert draw.text == rng.choice(drawn[3]["captions"]) and draw.image == drawn[3]["file"].read_bytes()
     assert draw.rng.random() == rng.random(), "and what follows goes on from there"
+
+
+def test_an_empty_caption_among_the_rows_of_an_image_is_passed_over(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    rows = [{"image": "a.jpg", "caption": caption} for caption in ("", "one", " ", "two")]
+    source = open_source(write_rows("jsonl", tmp_path / "pairs", rows))
+    assert {source.draw(0, seed, 0).text for seed in range(40)} == {"one", "two"}
+    rows = [{"image": "a.jpg", "caption": ""}] * 2
+    with pytest.raises(BrokenSampleError, match="the caption is empty"):
+        open_source(write_rows("jsonl", tmp_path / "empty", rows)).draw(0, 0, 0)
+
+
+def test_copies_of_all_sources_stay(drawn, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(module, "NUM_KEPT_COPIES", 2)
+    monkeypatch.setattr(module, "local_copy", lambda path, num_kept: (kept.append(num_kept), path)[1])
+    sources = [open_source(write_source("tar", tmp_path / name, drawn, num_shards=4)) for name in ("a", "b")]
+    assert max(kept) - min(kept) == 4, "the second source keeps its own beside those of the first"
+    clones = [pickle.loads(pickle.dumps(source)) for source in sources]  # as a worker gets them
+    del sources
+    kept.clear()
+    clones[0]._tables.clear()
+    clones[0].draw(0, 0, 0)
+    assert kept[0] >= 8
 
 
 def test_a_stream_keeps_few_shards_open(drawn, tmp_path, monkeypatch):

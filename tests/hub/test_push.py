@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import CommitOperationDelete, HfApi
 from transformers.utils import logging
 
-from clip_hf import ClipHfProcessor
+from clip_hf import ClipHfModel, ClipHfProcessor
 from clip_hf.hub.failures import AGAIN, MOST_WAIT_SECONDS, WAIT_SECONDS, PushError
 from clip_hf.hub.files import collected_files
 from clip_hf.hub.push import Destination, Pushed, plan_push, push
@@ -99,6 +99,13 @@ def test_a_page_by_hand_on_the_hub_stays_unless_it_is_to_be_replaced(hub, checkp
     HfApi().upload_file(path_or_fileobj=b"other", path_in_repo="README.md", repo_id="tester/edited")
     push_folder(folder, "tester/edited")  # by hand here, too
     assert hub.repository("tester/edited").read("README.md") == theirs
+
+
+def test_a_commit_has_its_description(hub, checkpoint):
+    model = ClipHfModel.from_pretrained(checkpoint)
+    model.push_to_hub("tester/described", commit_message="A summary", commit_description="And more of it.")
+    (commit, *_) = HfApi().list_repo_commits("tester/described")
+    assert (commit.title, commit.message) == ("A summary", "And more of it.")
 
 
 def test_the_page_that_transformers_leaves_empty_is_replaced(hub, checkpoint):

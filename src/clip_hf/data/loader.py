@@ -65,8 +65,9 @@ class PairLoader:
     """Iterates over the batches of an epoch, or over what is left of it; the next iteration is the next epoch.
 
     A batch has `pixel_values` (B, 3, S, S) in uint8, `input_ids` (B, L), padded to the longest, and `sample_ids`, a
-    list of B names, no two alike: of two captions of one image, the second waits for another epoch. With `gather`, no
-    two are alike in the batches that all processes take together either. All have the same number of batches.
+    list of B names, no two of a source alike: of two captions of one image, the second waits for another epoch. With
+    `gather`, no two are alike in the batches that all processes take together either. All have the same number of
+    batches.
 
     Args:
         pairs: the training set.

@@ -8,7 +8,8 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+from weakref import WeakSet
 
 from PIL.Image import Image as PillowImage
 from transformers.utils import logging
@@ -67,6 +68,7 @@ class Samples:
     """
 
     repository: str | None = None  # on the Hub, where a data set comes from there
+    _living: ClassVar["WeakSet[Samples]"] = WeakSet()
     max_open = 32  # shards of a stream: with its lanes and those just finished, far fewer than a process may open
 
     def __init__(
@@ -81,6 +83,7 @@ class Samples:
         self._tables: OrderedDict[int, Table] = OrderedDict()
         self._failures: dict[int, tuple[Exception, float]] = {}
         self.columns, self._is_chosen = columns, False
+        self._living.add(self)
         self._known_sizes = read_sizes(name, [str(shard) for shard in shards]) if is_stream else {}
         self.shard_sizes = [self._measure(number) for number in range(len(self.shards))]
         self._ends = list(itertools.accumulate(self.shard_sizes))
@@ -112,6 +115,10 @@ class Samples:
         tables = {number: table for number, table in self._tables.items() if isinstance(table, RowsTable)}
         return self.__dict__ | {"_tables": OrderedDict(tables), "_failures": {}}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._living.add(self)
+
     def draw(self, index: int, seed: int, epoch: int) -> Draw:
         """Returns a sample with one of its captions, which depends on seed, epoch and the sample's id.
 
@@ -131,6 +138,9 @@ class Samples:
         if len(rows) > 1:
             row = self._row(rng.choice(rows))
         captions = self._captions(row)
+        if not captions and (others := [number for number in rows if self.captions_of_row(number)]):
+            row = self._row(rng.choice(others))
+            captions = self._captions(row)
         if not captions:
             raise BrokenSampleError(f"{sample_id}: the caption is empty")
         # Drawn from only where there is a choice: five rows of one caption are then the same as one row of five.
@@ -203,8 +213,8 @@ class Samples:
         return self._tables[number]
 
     def _open(self, shard: str) -> Table:
-        # What all workers of this machine have open must stay: each would else fetch what another pushed out.
-        num_open = 2 * self.max_open if self.is_stream else len(self.shards)
+        # What all sources, and workers of this machine, have open must stay: each would fetch what another pushed out.
+        num_open = sum(2 * one.max_open if one.is_stream else len(one.shards) for one in self._living)
         return open_table(local_copy(shard, max(NUM_KEPT_COPIES, num_open)), shard)
 
     def _row(self, number: int, columns: Sequence[str] | None = None) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def push_model(
     repo_id: str,
     *,
     commit_message: str | None = None,
+    commit_description: str | None = None,
     token: bool | str | None = None,
     max_shard_size: int | str = "50GB",
     **options: Any,
@@ -50,6 +51,7 @@ def push_model(
         model: a `ClipHfModel`.
         repo_id: NAMESPACE/NAME.
         commit_message: of the commit.
+        commit_description: what else is to be said of it.
         token: that may write; by default the one of this machine.
         max_shard_size: of one file of weights, in bytes or as "5GB".
         options: the others of `Destination`, such as `private` or `revision`; and facts for the page, as
@@ -66,5 +68,5 @@ def push_model(
     facts["tags"] = [*(model.model_tags or []), *facts.get("tags", [])]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        message = commit_message or "Upload a CLIP model"
+        message = "\n\n".join(filter(None, (commit_message or "Upload a CLIP model", commit_description)))
         return push_folder(Path(folder), destination, message, needs_processor=False, **facts).url

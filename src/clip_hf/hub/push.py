@@ -255,7 +255,7 @@ def push(plan: Plan, message: str = "Upload a CLIP model") -> Pushed:
 
     Args:
         plan: from `plan_push`.
-        message: of the commit.
+        message: of the commit: a line and, behind an empty one, a description.
 
     Raises:
         PushError: it did not succeed.
@@ -301,7 +301,15 @@ def _commit(destination: Destination, files: Mapping[str, Content], message: str
     try:
         operations: list[CommitOperationAdd | CommitOperationDelete] = [*additions]
         operations += [CommitOperationDelete(path) for path in plan.deleted]
-        return api.create_commit(repo_id, operations, commit_message=message, parent_commit=plan.head, **options)
+        summary, _, description = message.partition("\n\n")
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=summary,
+            commit_description=description,
+            parent_commit=plan.head,
+            **options,
+        )
     except HTTPError as error:
         if destination.create_pr and status_of(error) not in {400, 401, 403, 404, 412, 429}:
             raise PushError(
