@@ -99,6 +99,21 @@ def test_wrong_value_raises_at_construction_with_both_numbers(config_class, fiel
 
 
 @pytest.mark.parametrize(
+    ("config_class", "fields", "message"),
+    [
+        (ClipHfViTConfig, {"image_size": 225}, "image_size 225 is not a multiple of patch_size 32"),
+        (ClipHfConfig, {"projection_dim": 64}, "text_config.projection_dim is 512, but projection_dim is 64"),
+    ],
+)
+def test_wrong_value_beside_a_checkpoint_raises_when_it_is_opened(config_class, fields, message, tmp_path):
+    config_class().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        config_class.from_pretrained(tmp_path, **fields)
+    with pytest.raises(ValueError, match=message):
+        config_class.from_pretrained(tmp_path, return_unused_kwargs=True, **fields)
+
+
+@pytest.mark.parametrize(
     ("config_class", "key", "suggestion"),
     [
         (ClipHfTextConfig, "hiden_size", "hidden_size"),

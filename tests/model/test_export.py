@@ -63,6 +63,19 @@ def test_compiled_training_step_gives_the_same_gradients(model):
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+def test_a_compiled_model_embeds_in_chunks(model):
+    model.train()
+    gradients = []
+    for way in (model, torch.compile(model, backend="aot_eager")):
+        output = way(**inputs(model), chunk_sizes=(1, 1))
+        (output.image_embeds[:, 0].sum() + output.text_embeds[:, 0].sum()).backward()
+        learning = {name: parameter.grad for name, parameter in model.named_parameters() if name != "logit_scale"}
+        gradients.append(learning)
+        model.zero_grad()
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradient, gradients[0][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 @pytest.mark.slow
 def test_inductor_gives_the_same_embeddings(model):
     compiled = torch.compile(model, fullgraph=True)

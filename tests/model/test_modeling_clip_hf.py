@@ -331,6 +331,20 @@ def test_scale_never_exceeds_100_and_can_come_back(value, gradient_sign, passes)
     assert (model.logit_scale.grad != 0).item() == passes
 
 
+@pytest.mark.parametrize("part", ["joint", "text"])
+def test_tokens_can_be_added(part, tmp_path):
+    joint = tiny_model("vit").eval()
+    ids, model = random_ids(joint.config), joint if part == "joint" else joint.text_model
+    before = model.config.get_text_config().vocab_size
+    features = (model.get_text_features if part == "joint" else model)(ids).pooler_output
+    model.resize_token_embeddings(before + 3)
+    assert model.config.get_text_config().vocab_size == before + 3
+    model.save_pretrained(tmp_path)
+    opened = type(model).from_pretrained(tmp_path)
+    assert torch.equal(opened.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    assert torch.equal((opened.get_text_features if part == "joint" else opened)(ids).pooler_output, features)
+
+
 def test_input_embeddings_are_those_of_each_tower():
     model = tiny_model("resnet")
     assert model.get_input_embeddings() is model.text_model.embeddings.token_embedding

@@ -104,6 +104,7 @@ def length_group_sizes(lengths: Sequence[int]) -> list[int]:
     return best[num_texts][1]
 
 
+@torch.compiler.disable(recursive=False)  # no compiler knows such checkpoints; the towers in them may be compiled
 def _embed_each(embed: Callable[[Tensor], Tensor], chunks: Sequence[Tensor]) -> Tensor:
     def embed_after_trim(chunk: Tensor) -> Tensor:
         _return_freed_memory(chunk.device.type)

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from .conversion_clip_hf import TRANSFORMERS_MODEL_TYPES, translate_transformers_config
@@ -90,17 +91,21 @@ class ClipHfBaseConfig(PreTrainedConfig):
         """Returns the configuration that a dictionary describes.
 
         Raises:
-            ValueError: the dictionary describes another kind of model, or the format is newer than this package.
+            ValueError: another kind of model, a format newer than this package, or fields that do not go together.
         """
-        # Before the fields are looked at: in a newer format they may be of other types.
-        _require_known_format(config_dict.get("format_version", FORMAT_VERSION))
+        _require_known_format(config_dict.get("format_version", FORMAT_VERSION))  # fields may be of other types
         found = config_dict.get("model_type", cls.model_type)
         if found != cls.model_type:
             raise ValueError(
                 f"{cls.__name__} describes '{cls.model_type}' models, but the configuration says '{found}': "
                 "open it with AutoConfig or AutoModel, which pick the class from the configuration"
             )
-        return super().from_dict(config_dict, **kwargs)
+        result = super().from_dict(config_dict, **kwargs)
+        try:
+            (result[0] if isinstance(result, tuple) else result).validate()  # transformers sets such fields at last
+        except StrictDataclassError as error:
+            raise ValueError(str(error)) from error
+        return result
 
     def require_positive(self, *names: str) -> None:
         """Raises ValueError unless every named field is at least 1."""

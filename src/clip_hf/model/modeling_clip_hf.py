@@ -138,12 +138,16 @@ class ClipHfModel(ClipHfPreTrainedModel):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type of the towers; the temperature is float32 in any model."""
+        """The type of the towers; the temperature is float32 in any model that `from_pretrained` opens."""
         return self.text_model.dtype
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the text tower's token embedding."""
         return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the text tower's token embedding, as `resize_token_embeddings` does."""
+        self.text_model.set_input_embeddings(value)
 
     @property
     def scale(self) -> Tensor:
@@ -236,11 +240,13 @@ class ClipHfModel(ClipHfPreTrainedModel):
             fields |= {"last_hidden_state": output.last_hidden_state, "pooler_output": output.pooler_output}
         else:
             fields["scale"] = self.scale
-            with torch.autocast(self.logit_scale.device.type, enabled=False):
-                logits = fields["scale"] * fields["image_embeds"] @ fields["text_embeds"].T
+            device = fields["image_embeds"].device  # device_map may give each tower its own
+            embeds = fields["image_embeds"], fields["text_embeds"].to(device), fields["scale"].to(device)
+            with torch.autocast(device.type, enabled=False):
+                logits = embeds[2] * embeds[0] @ embeds[1].T
             fields |= {"logits_per_image": logits, "logits_per_text": logits.T}
             if return_loss:
-                fields["loss"] = contrastive_loss(fields["image_embeds"], fields["text_embeds"], fields["scale"])
+                fields["loss"] = contrastive_loss(*embeds)
         return ClipHfOutput(**fields)
 
     def _embed_in_chunks(

@@ -151,6 +151,10 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
         """Returns the token embedding."""
         return self.embeddings.token_embedding
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the token embedding, as `resize_token_embeddings` does."""
+        self.embeddings.token_embedding = value
+
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(

@@ -128,6 +128,7 @@ def select_positions(hidden_states: Tensor, positions: Tensor | None) -> Tensor:
     """
     if positions is None:
         return hidden_states
+    positions = positions.to(hidden_states.device)  # device_map may place layers elsewhere than the ids
     return hidden_states[torch.arange(positions.shape[0], device=positions.device), positions].unsqueeze(1)
 
 

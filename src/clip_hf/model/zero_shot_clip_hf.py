@@ -121,7 +121,7 @@ class ZeroShotClassifier:
         ours = self.model.config.model_type == "clip_hf"
         scale = self.model.scale if ours else self.model.logit_scale.exp()
         with torch.autocast(image_embeds.device.type, enabled=False):
-            return scale * image_embeds @ self.weights.to(image_embeds.device).T
+            return scale.to(image_embeds.device) * image_embeds @ self.weights.to(image_embeds.device).T
 
     def probabilities(self, pixel_values: Tensor) -> Tensor:
         """Returns the probability of each class for each image, (B, C)."""

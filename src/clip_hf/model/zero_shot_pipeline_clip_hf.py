@@ -31,7 +31,8 @@ class ClipHfZeroShotPipeline(ZeroShotImageClassificationPipeline):
     - Labels longer than the context are cut, with a warning, whichever tokenizer there is.
     - Images are whatever the image processor reads, in the same way: with 16 bits scaled and transparency on white,
       where the stock pipeline cuts off the one and blackens the other. An error names the image.
-    - An argument that does not exist raises a ValueError instead of being dropped.
+    - An argument that does not exist raises a ValueError instead of being dropped. `tokenizer_kwargs` does not: texts
+      are always padded and cut as the model needs.
 
     The features of the last few label sets are kept for as long as the text tower's weights are what they were: the
     model may be trained, cast or moved between two calls. What changes features but no weights, as switching PEFT
