@@ -34,8 +34,13 @@ def arguments(folder="outputs", **options) -> ClipTrainingArguments:
         ("resnet", {"patch_dropout": 0.5}, "patch_dropout is 0.5, but the image tower is a ResNet"),
         ("vit", {"sync_batch_norm": True}, "the image tower has no batch norm"),
         ("resnet", {"sync_batch_norm": True, "image_locked_steps": -1}, "its statistics with it"),
-        ("vit", {"image_locked_steps": -1, "text_locked_steps": -1}, "-1 and text_locked_steps -1, of all steps"),
-        ("vit", {"image_locked_steps": 9, "text_locked_steps": 2, "max_steps": 2}, "2, of 2 steps"),
+        (
+            "vit",
+            {"image_locked_steps": -1, "text_locked_steps": -1},
+            "and text_locked_steps are -1",
+        ),
+        ("vit", {"image_locked_steps": 9, "max_steps": 2}, "image_locked_steps is 9, but the run has 2 steps"),
+        ("vit", {"text_locked_steps": 0.9, "max_steps": 2}, "text_locked_steps is 0.9, but the run has 2 steps"),
         ("vit", {"image_locked_steps": -1, "image_learning_rate": 1e-3}, "image_learning_rate is 0.001, but"),
         ("vit", {"text_locked_steps": -1, "text_learning_rate": 1e-3}, "text_learning_rate is 0.001, but"),
         (
@@ -64,7 +69,7 @@ def test_an_optimizer_whose_library_is_missing_is_refused(optim, library, monkey
 
 
 def test_what_can_go_together_is_not():
-    both = {"image_locked_steps": 2, "text_locked_steps": 1, "max_steps": 2}
+    both = {"image_locked_steps": 1, "text_locked_steps": 1, "max_steps": 2}
     for options in (both, both | {"max_steps": -1}, {"image_locked_steps": -1, "text_learning_rate": 1e-3}):
         check_options(arguments(**options), tiny_config("vit"))
 

@@ -1,9 +1,10 @@
 import pytest
+import torch
 from transformers.utils import logging
 
 from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor, ClipHfTokenizer
 from clip_hf.data.sources import open_source
-from clip_hf.training import ClipTrainingArguments
+from clip_hf.training import ClipTrainer, ClipTrainingArguments
 from clip_hf.training.model_args import ModelArguments, build_model, build_tokenizer
 from tests.tiny_models import TEXT, VISION
 
@@ -70,6 +71,17 @@ def test_a_tokenizer_that_the_model_cannot_read_is_refused(vocab_size, context_l
     args = ModelArguments(model=str(checkpoint), tokenizer=str(tmp_path / "other"))
     with pytest.raises(ValueError, match=problem):
         build_model(args, [], ClipTrainingArguments(str(tmp_path), use_cpu=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_checkpoint_in_half_precision_is_trained_in_float32(dtype, checkpoint, tmp_path):
+    """As released ones are; Adam's averages would vanish."""
+    ClipHfModel.from_pretrained(checkpoint, dtype=dtype).save_pretrained(checkpoint)
+    args = ClipTrainingArguments(str(tmp_path / "out"), use_cpu=True)
+    model, _ = build_model(ModelArguments(model=str(checkpoint)), [], args)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with pytest.raises(ValueError, match=f"the model is in {dtype}, in which Adam's averages"):
+        ClipTrainer(ClipHfModel.from_pretrained(checkpoint), args)
 
 
 def test_another_vocabulary_is_warned_of(checkpoint, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from clip_hf.losses import clip_loss
 from tests.tiny_models import TOWERS, tiny_model
@@ -16,9 +17,15 @@ CONSTANT = {"max_steps": NUM_STEPS, "lr_scheduler_type": "constant", "learning_r
 CONSTANT |= {"train_sampling_strategy": "sequential", "adam_epsilon": 1e-3}
 
 
+class StopAfterSteps(TrainerCallback):
+    def on_step_end(self, args, state, control, **objects):
+        control.should_training_stop = state.global_step == NUM_STEPS
+
+
 def trained(folder, tower, **options):
     model = tiny_model(tower)
     trainer = make_trainer(folder, model, TinyPairs(model.config, NUM_STEPS * BATCH_SIZE), **(CONSTANT | options))
+    trainer.add_callback(StopAfterSteps())
     trainer.train()
     return trainer
 
@@ -48,7 +55,9 @@ def test_a_tower_locked_for_good_has_no_gradient_state_or_activation(tower, chun
 @pytest.mark.parametrize("tower", TOWERS)
 def test_until_its_step_a_tower_is_as_if_it_were_locked_for_good(tower, locked, tmp_path):
     option = "image_locked_steps" if locked == "vision_model" else "text_locked_steps"
-    held, forever = (trained(tmp_path, tower, **{option: steps}) for steps in (NUM_STEPS, -1))
+    held, forever = (
+        trained(tmp_path, tower, **{option: steps, "max_steps": NUM_STEPS + 1}) for steps in (NUM_STEPS, -1)
+    )
     before = tiny_model(tower).state_dict()
     for name, tensor in part(held, locked).items():
         assert torch.equal(tensor, before[name]), name
@@ -92,7 +101,7 @@ def test_an_unlocked_tower_starts_like_a_new_one(tower, steps, tmp_path):
     "options", [{"image_learning_rate": 1e-4}, {"layer_decay": 0.5}, {"image_locked_steps": 2, "layer_decay": 0.5}]
 )
 def test_rates_of_an_8_bit_optimizer_are_those_of_adam(options, tmp_path):
-    """torchao's: it holds rates in tensors, and keeps small parameters in 32 bits, as those of this model are."""
+    """torchao's: it holds rates in tensors, and rounds the averages of matrices, which moves few weights far."""
     pytest.importorskip("torchao")
     with torch.compiler.set_stance("force_eager"):
         eight_bits = trained(tmp_path / "8", "vit", optim="adamw_torch_8bit", lr_scheduler_type="cosine", **options)
@@ -115,6 +124,9 @@ def test_a_resumed_run_unlocks_at_the_same_step(tmp_path):
 def test_what_cannot_be_locked_is_refused(tmp_path):
     with pytest.raises(ValueError, match="leaves only the temperature"):
         make_trainer(tmp_path, image_locked_steps=-1, text_locked_steps=-1)
+    with pytest.raises(ValueError, match="image_locked_steps is 9, but the run has 2 steps"):
+        epochs = CONSTANT | {"max_steps": -1, "num_train_epochs": 2, "image_locked_steps": 9}
+        make_trainer(tmp_path, pairs=TinyPairs(tiny_model("vit").config, BATCH_SIZE), **epochs).train()
     with pytest.raises(ValueError, match="lr_scheduler_type is"):
         make_trainer(
             tmp_path,

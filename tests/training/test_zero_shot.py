@@ -65,6 +65,14 @@ def make_trainer(folder, output_dir, **options):
     return trainer
 
 
+def test_of_several_evaluation_sets_the_first_brings_the_classification(folder, tmp_path):
+    trainer = make_trainer(folder, tmp_path)
+    trainer.eval_dataset = {"a": trainer.eval_dataset, "b": trainer.eval_dataset}
+    metrics = trainer.evaluate()
+    assert "eval_zero_shot_top_1_accuracy" in metrics and "eval_a_mean_recall" in metrics
+    assert not any(name.startswith("eval_b_zero_shot") for name in metrics)
+
+
 def evaluate(folder, output_dir):
     """What a process reports."""
     if dist.is_initialized():

@@ -4,6 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
 from transformers.trainer_utils import IntervalStrategy
 from transformers.training_args import OptimizerNames
 from transformers.utils import logging
@@ -14,7 +16,7 @@ from clip_hf.training.checkpoints import is_resuming, last_checkpoint, require_n
 from clip_hf.training.engines import divides_parameters
 from clip_hf.training.lora import check_adapter, rank_in
 from clip_hf.training.model_args import ModelArguments
-from clip_hf.training.tower_locks import num_locked_steps
+from clip_hf.training.tower_locks import require_unlocking
 from clip_hf.training.training_args import SCHEDULERS_OF_METRICS, WHOLE_RUN, ClipTrainingArguments
 
 if TYPE_CHECKING:
@@ -92,6 +94,29 @@ def check_options(args: ClipTrainingArguments, config: ClipHfConfig) -> None:
     _check_locks(args)
     _check_optimizer(args)
     _check_engine(args)
+
+
+def check_trained_model(model: nn.Module) -> None:
+    """Checks that a model is one that can be trained.
+
+    Args:
+        model: to be trained.
+
+    Raises:
+        ValueError: it is no `ClipHfModel`, or has parameters in half precision.
+    """
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type != "clip_hf":
+        raise ValueError(
+            f"the model is of type '{model_type}', but ClipTrainer trains 'clip_hf' models: open the checkpoint "
+            "with ClipHfModel.from_pretrained, which also reads transformers' CLIP"
+        )
+    half = {one.dtype for one in model.parameters() if one.requires_grad} & {torch.float16, torch.bfloat16}
+    if half:
+        raise ValueError(
+            f"the model is in {', '.join(sorted(map(str, half)))}, in which Adam's averages and small steps vanish: "
+            "open it with dtype=torch.float32, and ask for half precision with bf16=True"
+        )
 
 
 def check_own_batches(args: ClipTrainingArguments) -> None:
@@ -173,14 +198,13 @@ def _check_sizes(args: ClipTrainingArguments, config: ClipHfConfig) -> None:
 
 def _check_locks(args: ClipTrainingArguments) -> None:
     steps = {"image": args.image_locked_steps, "text": args.text_locked_steps}
-    ends = [WHOLE_RUN if args.max_steps <= 0 else num_locked_steps(one, args.max_steps) for one in steps.values()]
-    is_whole = [one == WHOLE_RUN for one in steps.values()]
-    if all(is_whole) or (args.max_steps > 0 and min(ends) >= args.max_steps):
+    if all(one == WHOLE_RUN for one in steps.values()):
         raise ValueError(
-            f"image_locked_steps is {args.image_locked_steps} and text_locked_steps {args.text_locked_steps}, of "
-            f"{args.max_steps if args.max_steps > 0 else 'all'} steps, which leaves only the temperature to train: "
+            f"image_locked_steps and text_locked_steps are {WHOLE_RUN}, which leaves only the temperature to train: "
             "unlock a tower"
         )
+    if args.max_steps > 0:  # or it is checked when the steps of the epochs are known
+        require_unlocking(args, args.max_steps)
     for tower in steps:
         if steps[tower] == WHOLE_RUN and (rate := getattr(args, f"{tower}_learning_rate")) is not None:
             raise ValueError(

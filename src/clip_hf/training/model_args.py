@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import logging
 
 from clip_hf.data.samples import Samples, captions_for_tokenizer
@@ -177,7 +178,10 @@ def build_model(
         size = {} if args.image_size is None else {"size": args.image_size, "crop_size": args.image_size}
         image_processor = ClipHfImageProcessor.from_pretrained(args.model, **size)
         tokenizer = ClipHfTokenizer.from_pretrained(args.tokenizer or args.model)
-        model: ClipHfModel = ClipHfModel.from_pretrained(args.model, **args.changes)  # type: ignore[assignment]
+        # Released checkpoints are in float16, in which Adam's averages vanish.
+        model: ClipHfModel = ClipHfModel.from_pretrained(  # type: ignore[assignment]
+            args.model, dtype=torch.float32, **args.changes
+        )
         if args.tokenizer is not None:
             _check_tokenizer(args, tokenizer, model.config.text_config)
         require_same_normalization(model.config.vision_config, image_processor)

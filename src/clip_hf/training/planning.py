@@ -98,7 +98,8 @@ class Training:
         adapters = _adapter_sizes(self.config, self.lora_rank) if self.lora_rank else {}
         self.num_parameters = parameters["model"] + sum(adapters.values())
         learning = adapters or {tower: parameters[tower] for tower in TOWERS}
-        self.num_trained = sum(size for tower, size in learning.items() if tower not in self.locked)
+        self.trained_of_tower = {tower: size for tower, size in learning.items() if tower not in self.locked}
+        self.num_trained = sum(self.trained_of_tower.values())
         if not adapters:
             self.num_trained += parameters["model"] - parameters["image"] - parameters["text"]
         areas = [(size / self.config.vision_config.image_size) ** 2 for size in self.smaller_image_sizes]
@@ -240,6 +241,8 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     parts["parameters"] += 4 * num_parameters * training.has_average
     # Of two towers, the first has its backward pass when both are saved, unless chunks are recomputed one by one.
     is_chunked = min(num_images, num_texts) < own_size
+    if is_chunked and DIVIDED[engine] > 1:  # autograd adds the chunks' up before the engine gets them to divide
+        parts["gradients"] += 4 * max(training.trained_of_tower.values())
     saved = {"image": num_images * training.bytes_of_image, "text": num_texts * training.bytes_of_text}
     towers = [size for tower, size in saved.items() if tower not in training.locked]
     activations = max(towers) if is_chunked else sum(towers)

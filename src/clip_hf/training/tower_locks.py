@@ -41,6 +41,12 @@ class TowerLocks(TrainerCallback):
         self._optimizer = optimizer
         self._tower_of_group = [tower_of_group(group, self._model) for group in optimizer.param_groups]
 
+    def on_train_begin(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Checks that towers unlock, now that the steps of the epochs are counted."""
+        require_unlocking(args, state.max_steps)
+
     def on_step_begin(
         self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:
@@ -89,6 +95,25 @@ def num_locked_steps(steps: float, max_steps: int) -> int:
     if steps == WHOLE_RUN:
         return max_steps
     return math.ceil(steps * max_steps) if steps < 1 else int(steps)
+
+
+def require_unlocking(args: ClipTrainingArguments, max_steps: int) -> None:
+    """Checks that a tower locked for a while is unlocked before the run ends.
+
+    Args:
+        args: how many steps each tower is locked.
+        max_steps: of the run.
+
+    Raises:
+        ValueError: one would stay locked, and yet cost as much as one that learns.
+    """
+    for name in ("image_locked_steps", "text_locked_steps"):
+        steps = getattr(args, name)
+        if steps != WHOLE_RUN and num_locked_steps(steps, max_steps) >= max_steps:
+            raise ValueError(
+                f"{name} is {steps}, but the run has {max_steps} steps, and the tower would learn in none: give "
+                f"{WHOLE_RUN} to lock it for all of the run, which costs less, or fewer steps"
+            )
 
 
 def _forget_steps_without_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from clip_hf.distributed import all_gather
 from clip_hf.losses import clip_loss
-from clip_hf.training.combinations import check_options, check_own_batches, check_ready_optimizer, require_whole_model
+from clip_hf.training import combinations
 from clip_hf.training.duplicate_texts import group_by_text
 from clip_hf.training.engines import compile_towers, divides_parameters, require_engine
 from clip_hf.training.non_finite_samples import name_non_finite_samples
@@ -82,7 +82,7 @@ class ClipTrainer(PushingTrainer):
             raise ValueError(f"args is {type(args).__name__}, but must be ClipTrainingArguments")
         super().__init__(model, args, *other_args, **other_options)
         self._check_objects()
-        check_options(self.args, self.model.config)
+        combinations.check_options(self.args, self.model.config)
         require_engine(self.args, self.accelerator)
         if self.compute_metrics is None:
             self.compute_metrics = partial(evaluate_retrieval, device=self.args.device)
@@ -101,20 +101,15 @@ class ClipTrainer(PushingTrainer):
         self._zero_shot: ZeroShotEvaluation | None = None
 
     def _check_objects(self) -> None:
-        model_type = getattr(getattr(self.model, "config", None), "model_type", None)
-        if model_type != "clip_hf":
-            raise ValueError(
-                f"the model is of type '{model_type}', but ClipTrainer trains 'clip_hf' models: open the checkpoint "
-                "with ClipHfModel.from_pretrained, which also reads transformers' CLIP"
-            )
+        combinations.check_trained_model(self.model)
         if self.compute_loss_func is not None:
             raise ValueError("compute_loss_func would not be called: ClipTrainer computes the contrastive loss itself")
         if self.model_init is not None:
             raise ValueError("model_init would make a model that no lock or average knows of: give a model instead")
         if self.optimizer is not None:
-            check_ready_optimizer(self.args)
+            combinations.check_ready_optimizer(self.args)
         if hasattr(self.train_dataset, "loader"):
-            check_own_batches(self.args)
+            combinations.check_own_batches(self.args)
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
         # Or accelerate would compile the model, whose chunks a compiler leaves as they are.
@@ -276,7 +271,7 @@ class ClipTrainer(PushingTrainer):
         Raises:
             ValueError: an engine leaves no process the whole model.
         """
-        require_whole_model(self.args)
+        combinations.require_whole_model(self.args)
         self._zero_shot = zero_shot
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
@@ -285,7 +280,9 @@ class ClipTrainer(PushingTrainer):
         for buffer in self.model.buffers():
             buffer.copy_(broadcast(buffer.to(self.args.device)))
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._zero_shot is not None and metric_key_prefix == "eval":
+        # Of several sets, the first brings it.
+        first = f"eval_{next(iter(self.eval_dataset))}" if isinstance(self.eval_dataset, dict) else "eval"
+        if self._zero_shot is not None and metric_key_prefix == first:
             metrics = self._zero_shot(self.model.eval())
             output.metrics.update({f"eval_zero_shot_{name}": value for name, value in metrics.items()})
         return output

@@ -41,6 +41,7 @@ class ClipTrainingArguments(TrainingArguments):
     `per_device_train_batch_size` is what one device contributes to the contrastive batch: each image of all devices is
     compared with each text of all devices. How much of it the towers hold at a time is `grad_cache_chunk_size`, which
     takes the place of gradient accumulation. `bf16` means autocast around float32 parameters in every engine.
+    `max_grad_norm` is transformers' 1.0, where the paper names no bound: 0 is none.
 
     Raises:
         ValueError: an option is out of range, or would change what is optimised without saying so.
