@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 LONGEST_LABEL = 64  # letters in a line, so that the bars have half of the width
 
@@ -26,6 +26,7 @@ def draw_curves(curves: Mapping[str, tuple[str, Sequence[tuple[float, float]]]],
         low, high = min(y for _, y in points), max(y for _, y in points)
         axes.set(title=title, xlabel=what_grows, xscale="log", yscale="log", ylim=(low / 3, 3 * high))
         axes.set_xticks([x for x, _ in points], [f"{x:,}" for x, _ in points], rotation=30)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # or a curve within one decade has a single tick
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
         axes.minorticks_off()
         axes.grid(alpha=0.3)

@@ -73,6 +73,7 @@ def compare(
     amount: float,
     aims: Mapping[str, float | None] | None = None,
     bound: str | None = None,
+    cause: str = "",
     **facts: Any,
 ) -> dict[str, Any]:
     """Returns a case of a row: rates, and how many times faster our best way is than peers', turn by turn.
@@ -85,6 +86,7 @@ def compare(
         aims: for the beginning of peers' names, how many times faster ours are to be than the best of them; by
             default, one comparison with the best of all peers, without an aim.
         bound: what bounds ours.
+        cause: why ours are not faster, a sentence, for where an aim is missed.
         facts: further entries.
     """
     times = {name: list(some) for name, some in seconds.items()}
@@ -99,7 +101,8 @@ def compare(
             case["versus"].append({"peer": best, "aim": aim} | _ratio(times[best], times[ours]))
     missed = [one for one in case["versus"] if one["aim"] and one["times_faster"] < one["aim"]]
     case |= {"bound": bound} if bound else {}
-    case |= {"why": " ".join(_why(one, medians, ours, floor) for one in missed)} if missed else {}
+    if missed:
+        case["why"] = " ".join([cause, *(_why(one, medians, ours, floor) for one in missed)]).strip()
     if floor:
         case["share_of_floor"] = {name: round(floor / median, 4) for name, median in medians.items()}
     rates = {name: float(f"{amount / median:.4g}") for name, median in medians.items()}
