@@ -23,6 +23,7 @@ WITH_SMALLER_BATCH, SMALLER_BATCH = ("rn50", "vit_b_32"), ("--global_batch_size"
 OWN_MACHINES = {
     "one_gpu": ("one GPU of 24 GB and 150 TFLOP/s", 1, 150e12, 10_000_000),
     "flickr8k": ("two cores, a process each, ZeRO-2", 2, 0.05e12, 6_000),
+    "flickr8k_and_emoji": ("two cores, a process each, ZeRO-2", 2, 0.05e12, 8_000),
     "shapes": ("two cores, one process", 1, 0.1e12, None),  # whose recipe counts steps
 }
 MEMORIES, COUNTS = (16, 24, 48, 80), (1, 8, 64, 512, 4096)  # GB, and GPUs

@@ -77,7 +77,7 @@ def test_recipe_is_the_papers(architecture, train_script):
     assert options["lr"] == learning_rate
     assert options["betas"] == ((0.9, 0.98) if is_vit else (0.9, 0.999))
     assert options["eps"] == (1e-6 if is_vit else 1e-8)
-    assert args.weight_decay == 0.2
+    assert args.weight_decay == 0.2 and not args.max_grad_norm, "the paper bounds no gradients"
     decayed = set(decay_parameter_names(model))
     for name, parameter in model.named_parameters():
         is_gain_or_bias = name.endswith("bias") or "norm" in name or parameter.ndim < 2
@@ -142,10 +142,17 @@ def test_the_demo_trains_what_the_recipe_of_shapes_does(train_script, tmp_path, 
         assert getattr(args, name) == getattr(expected, name), name
 
 
-@pytest.mark.parametrize("name", ["shapes", "flickr8k"])
-def test_small_recipes_can_be_read(name, train_script):
-    _, _, args = read(train_script, str(RECIPES / f"{name}.yaml"), "--train_data", "pairs", "--eval_data", "others")
-    assert args.learning_rate >= 1e-3 and args.warmup_steps < 1
+@pytest.mark.parametrize(
+    ("name", "batch_size", "millions"),
+    [("shapes", 60, 0.44), ("flickr8k", 64, 2.70), ("flickr8k_and_emoji", 64, 5.69)],
+)
+def test_small_recipes_train_small_models(name, batch_size, millions, train_script):
+    options = ("--train_data", "pairs", "--eval_data", "others")
+    model_args, _, args = read(train_script, str(RECIPES / f"{name}.yaml"), *options)
+    assert args.learning_rate >= 1e-3 and args.warmup_steps < 1 and args.global_batch_size == batch_size
+    with torch.device("meta"):
+        model = ClipHfModel(model_args.build_config(vocab_size=model_args.vocab_size))
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.01)
 
 
 def test_the_recipe_for_one_gpu_fits_24_gb(train_script):
