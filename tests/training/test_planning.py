@@ -9,8 +9,9 @@ import torch
 
 from clip_hf import ClipHfConfig
 from clip_hf.training import ClipTrainingArguments
+from clip_hf.training.activation_memory import saved_bytes
 from clip_hf.training.lora import Adapter
-from clip_hf.training.planning import Hardware, Training, plan, saved_bytes
+from clip_hf.training.planning import Hardware, Training, plan
 from clip_hf.training.tower_locks import TowerLocks
 from scripts.plan_run import main, read_training
 from tests.tiny_models import TOWERS, random_ids, random_pixels, tiny_config, tiny_model
@@ -66,12 +67,27 @@ def test_parameters_gradients_and_averages_are_told_apart(engine, expected):
     training = Training(tiny_config("vit"), 64)
     memory = plan(training, Hardware(4, 1e12, 0.5, 1e9), engine).memory
     assert [memory[part] / training.num_parameters for part in STATE] == pytest.approx(expected)
-    assert list(memory) == [*STATE, "activations", "batch", "loss"]
+    assert list(memory) == [*STATE, "engine", "activations", "batch", "loss"]
     options = {"locked": ("image",), "optimizer": "adamw_torch_8bit", "has_average": True}
     training = Training(tiny_config("vit"), 64, chunk_size=32, **options)
     memory = plan(training, ONE, engine).memory
     parts = (8 * training.num_parameters, 4 * training.num_trained, 2 * training.num_trained)
     assert tuple(memory[part] for part in STATE) == parts
+
+
+def test_engines_keep_buckets_and_parts_for_the_step():
+    training, devices = Training(ClipHfConfig.from_architecture("ViT-B/32"), 64), Hardware(4, 1e12, 0.5, 1e9)
+    size, bucket = 4 * training.num_parameters, 200_000_000
+    kept = {"ddp": size, "zero1": size / 2 + bucket, "zero2": size / 2 + 2 * bucket, "zero3": 1.5 * size + 2 * bucket}
+    for engine, expected in kept.items():
+        assert plan(training, devices, engine).memory["engine"] == pytest.approx(expected), engine
+    assert plan(training, ONE, "ddp").memory["engine"] == 0
+    small = Training(tiny_config("vit"), 64)
+    assert plan(small, devices, "zero2").memory["engine"] == pytest.approx(2.5 * 4 * small.num_parameters)
+    for engine in ("zero2", "zero3"):  # of chunks, a tower's gradients are whole until the last of them
+        whole, chunks = (plan(Training(tiny_config("vit"), 64, size), devices, engine) for size in (None, 8))
+        largest = max(small.trained_of_tower.values())
+        assert chunks.memory["gradients"] - whole.memory["gradients"] == pytest.approx(4 * largest)
 
 
 def test_gradients_of_one_process_come_where_activations_were():
@@ -233,6 +249,6 @@ def test_the_script_has_a_line_for_each_engine(capsys):
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[0] for line in lines if len(line) > 7 and "fits" in line] == ["ddp", "zero1", "zero2", "zero3"]
     assert "32,768 pairs on 512 devices, 64 at a time" in " ".join(lines[0])
-    assert lines[2][4:11] == [*STATE, "activations", "batch", "loss", "all"]
+    assert lines[2][4:12] == [*STATE, "engine", "activations", "batch", "loss", "all"]
     for line in lines[3:7]:
         assert sum(map(float, line[1:7])) == pytest.approx(float(line[7]), abs=0.04)

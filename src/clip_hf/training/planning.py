@@ -7,20 +7,17 @@ Shapes: W devices, B pairs of a device, N = W B pairs of the batch, D joint embe
 """
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Self, cast
+from typing import Self
 
 import torch
-from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
+from torch import nn
 
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.modeling_clip_hf import ClipHfModel
-from clip_hf.model.modeling_clip_hf_vit import ClipHfViTModel
 from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
 from clip_hf.model_card.page import measure_sizes
+from clip_hf.training.activation_memory import saved_bytes
 from clip_hf.training.lora import TARGETS
 from clip_hf.training.model_args import ModelArguments
 from clip_hf.training.training_args import WHOLE_RUN, ClipTrainingArguments
@@ -28,6 +25,10 @@ from clip_hf.training.training_args import WHOLE_RUN, ClipTrainingArguments
 TOWERS = ("image", "text")
 # Of parameters, gradients and Adam's averages, how many the devices divide among themselves, counted from the last.
 DIVIDED = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+# What scripts/deepspeed/*.json give: buckets of so many bytes, and how many of them; ZeRO-3 also keeps collected
+# parameters, up to so many bytes.
+BUCKET_BYTES, NUM_BUCKETS = 4 * 50_000_000, {"zero1": 1, "zero2": 2, "zero3": 2}
+COLLECTED_BYTES = 4e9
 # Bytes of an optimizer's averages for each parameter.
 BYTES_OF_AVERAGES = {"adamw_torch": 8, "adamw_torch_fused": 8, "sgd": 0}
 BYTES_OF_AVERAGES |= dict.fromkeys(("adamw_torch_8bit", "adamw_bnb_8bit", "adamw_8bit"), 2) | {"adamw_torch_4bit": 1}
@@ -195,8 +196,8 @@ class Plan:
     """What one device holds, sends and takes in a step.
 
     Args:
-        memory: bytes, by what they are for, an average of the weights among the parameters, and of gradients what
-            finds no place where activations were; the libraries' own come on top.
+        memory: bytes, by what they are for, an average of the weights among the parameters, of gradients what finds
+            no place where activations were, and what the engine keeps beside its parts; the libraries' come on top.
         sent: bytes to other devices.
         compute_seconds: of the step.
         communication_seconds: of the step, were none of it hidden behind computing.
@@ -251,6 +252,7 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     if num_devices == 1 and engine == "ddp" and not is_chunked:  # no buckets: gradients come as activations go
         parts["gradients"] = max(0, parts["gradients"] - activations)
     memory = parts | {
+        "engine": _engine_bytes(training, num_devices, engine),
         "activations": activations,
         "batch": own_size * (vision.num_channels * vision.image_size**2 + 8 * training.text_length + 4 * text_bytes),
         "loss": 2 * batch_size * text_bytes + (8 * num_logits if num_logits <= WHOLE_LOGITS else TILE_BYTES),
@@ -268,71 +270,14 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     return Plan(memory, sent, seconds, waiting, batch_size / (seconds + waiting))
 
 
-def saved_bytes(
-    config: ClipHfConfig, text_length: int, patch_dropout: float = 0.0, activation_checkpointing: bool = False
-) -> tuple[float, float]:
-    """Returns the bytes that autograd keeps of an image, and of a text, until their backward pass, in float32.
-
-    Args:
-        config: of the model.
-        text_length: in tokens.
-        patch_dropout: share of the patches that a ViT leaves out.
-        activation_checkpointing: keep the input of each layer, and what one layer at a time saves.
-    """
-    vision = config.vision_config
-    with torch.device("meta"):
-        model = ClipHfModel(config).train()
-        if patch_dropout:
-            cast(ClipHfViTModel, model.vision_model).embeddings.patch_dropout = patch_dropout
-
-        def image_bytes(number: int) -> int:
-            pixels = torch.empty(number, vision.num_channels, vision.image_size, vision.image_size)
-            with _counting(model.vision_model, activation_checkpointing) as count:
-                _ = model.vision_model(pixel_values=pixels, pooled_only=True)
-            return count()
-
-        def text_bytes(number: int) -> int:
-            ids = torch.empty(number, text_length, dtype=torch.long)
-            with _counting(model.text_model, activation_checkpointing) as count:
-                _ = model.text_model(input_ids=ids, pooled_only=True)
-            return count()
-
-        # What two more take: parameters and buffers, which are saved as well, do not count.
-        return (image_bytes(4) - image_bytes(2)) / 2, (text_bytes(4) - text_bytes(2)) / 2
-
-
-@contextmanager
-def _counting(tower: nn.Module, activation_checkpointing: bool) -> Iterator[Callable[[], int]]:
-    """Yields what counts the bytes of all storages that autograd saves, or would if layers were computed again."""
-    saved: dict[int, int] = {}
-    kept: list[Tensor] = []  # or storages would be freed, and their addresses be given to others
-    inputs: list[int] = []
-    layers: list[int] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage._cdata] = storage.nbytes()
-        kept.append(tensor)
-        return tensor
-
-    def begin(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        inputs.append(args[0].untyped_storage().nbytes())
-        layers.append(-sum(saved.values()))
-
-    def end(layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        layers[-1] += sum(saved.values())
-
-    def count() -> int:
-        if not activation_checkpointing:
-            return sum(saved.values())
-        return sum(saved.values()) - sum(layers) + sum(inputs) + max(layers)
-
-    found = [module for module in tower.modules() if isinstance(module, GradientCheckpointingLayer)]
-    hooks = [hook for one in found for hook in (one.register_forward_pre_hook(begin), one.register_forward_hook(end))]
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        yield count
-    for hook in hooks:
-        hook.remove()
+def _engine_bytes(training: Training, num_devices: int, engine: str) -> float:
+    """Returns what an engine holds beside its parts of parameters, gradients and averages."""
+    size = 4 * training.num_trained
+    if engine == "ddp":
+        return size * (num_devices > 1)  # the buckets of all gradients
+    # DeepSpeed copies its part of the parameters, which the optimizer changes, and of the gradients, for the step.
+    collected = min(4 * training.num_parameters, COLLECTED_BYTES) * (engine == "zero3" and num_devices > 1)
+    return 2 * size / num_devices + NUM_BUCKETS[engine] * min(size, BUCKET_BYTES) + collected
 
 
 def _adapter_sizes(config: ClipHfConfig, rank: int) -> dict[str, int]:
