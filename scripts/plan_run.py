@@ -4,7 +4,8 @@
 
 Memory is that of parameters, gradients, the optimizer's averages, what the engine keeps beside these, activations,
 batch and loss; the libraries take a gigabyte or two more. Time assumes that a share of the peak is reached,
-`--efficiency`, and that no communication is hidden. Options that this command does not know are those of scripts/train.py.
+`--efficiency`, and that no communication is hidden. Options that this command does not know are those of
+scripts/train.py.
 """
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter

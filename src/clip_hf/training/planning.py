@@ -242,7 +242,9 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     parts["parameters"] += 4 * num_parameters * training.has_average
     # Of two towers, the first has its backward pass when both are saved, unless chunks are recomputed one by one.
     is_chunked = min(num_images, num_texts) < own_size
-    if is_chunked and DIVIDED[engine] > 1:  # autograd adds the chunks' up before the engine gets them to divide
+    if (
+        is_chunked and DIVIDED[engine] > 1 and num_devices > 1
+    ):  # autograd adds the chunks' up before the engine gets them to divide
         parts["gradients"] += 4 * max(training.trained_of_tower.values())
     saved = {"image": num_images * training.bytes_of_image, "text": num_texts * training.bytes_of_text}
     towers = [size for tower, size in saved.items() if tower not in training.locked]
