@@ -2,7 +2,7 @@
 
     python scripts/plan_run.py scripts/recipes/vit_l_14.yaml --gpus 64 --memory 80 --tflops 400 --bandwidth 50
 
-Memory is that of parameters, gradients, the optimizer's averages, what the engine keeps beside these, activations,
+Memory is that of parameters, gradients, the optimizer's averages, the engine's buffers, activations,
 batch and loss; the libraries take a gigabyte or two more. Time assumes that a share of the peak is reached,
 `--efficiency`, and that no communication is hidden. Options that this command does not know are those of
 scripts/train.py.

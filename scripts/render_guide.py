@@ -27,8 +27,7 @@ OWN_MACHINES = {
     "shapes": ("two cores, one process", 1, 0.1e12, None),  # whose recipe counts steps
 }
 MEMORIES, COUNTS = (16, 24, 48, 80), (1, 8, 64, 512, 4096)  # GB, and GPUs
-NUM_PAIRS = 400_000_000  # of the paper's data, section 2.2
-PEAK, EFFICIENCY, BANDWIDTH, TEXT_LENGTH = 400e12, 0.4, 25e9, 16
+PEAK, EFFICIENCY, BANDWIDTH, TEXT_LENGTH, NUM_PAIRS = 400e12, 0.4, 25e9, 16, 400_000_000  # pairs: paper, section 2.2
 
 
 def largest_chunk(training: Training, hardware: Hardware, gigabytes: float) -> int:

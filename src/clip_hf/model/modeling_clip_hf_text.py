@@ -153,7 +153,7 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replaces the token embedding, as `resize_token_embeddings` does."""
-        self.embeddings.token_embedding = value
+        self.embeddings.token_embedding = value  # type: ignore[assignment]
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)

@@ -197,7 +197,7 @@ class Plan:
 
     Args:
         memory: bytes, by what they are for, an average of the weights among the parameters, of gradients what finds
-            no place where activations were, and what the engine keeps beside its parts; the libraries' come on top.
+            no place where activations were, and the engine's buffers beside its parts; the libraries' come on top.
         sent: bytes to other devices.
         compute_seconds: of the step.
         communication_seconds: of the step, were none of it hidden behind computing.
@@ -242,19 +242,18 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     parts["parameters"] += 4 * num_parameters * training.has_average
     # Of two towers, the first has its backward pass when both are saved, unless chunks are recomputed one by one.
     is_chunked = min(num_images, num_texts) < own_size
-    if (
-        is_chunked and DIVIDED[engine] > 1 and num_devices > 1
-    ):  # autograd adds the chunks' up before the engine gets them to divide
+    if is_chunked and DIVIDED[engine] > 1 and num_devices > 1:
+        # Autograd adds up those of all chunks of a tower before the engine gets them to divide.
         parts["gradients"] += 4 * max(training.trained_of_tower.values())
     saved = {"image": num_images * training.bytes_of_image, "text": num_texts * training.bytes_of_text}
     towers = [size for tower, size in saved.items() if tower not in training.locked]
     activations = max(towers) if is_chunked else sum(towers)
     if training.bf16:
         activations = SHARE_IN_BF16 * activations + 2 * num_parameters
-    if num_devices == 1 and engine == "ddp" and not is_chunked:  # no buckets: gradients come as activations go
+    if not is_chunked:  # gradients come as activations go
         parts["gradients"] = max(0, parts["gradients"] - activations)
     memory = parts | {
-        "engine": _engine_bytes(training, num_devices, engine),
+        "buffers": _buffer_bytes(training, num_devices, engine),
         "activations": activations,
         "batch": own_size * (vision.num_channels * vision.image_size**2 + 8 * training.text_length + 4 * text_bytes),
         "loss": 2 * batch_size * text_bytes + (8 * num_logits if num_logits <= WHOLE_LOGITS else TILE_BYTES),
@@ -272,14 +271,14 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     return Plan(memory, sent, seconds, waiting, batch_size / (seconds + waiting))
 
 
-def _engine_bytes(training: Training, num_devices: int, engine: str) -> float:
+def _buffer_bytes(training: Training, num_devices: int, engine: str) -> float:
     """Returns what an engine holds beside its parts of parameters, gradients and averages."""
     size = 4 * training.num_trained
     if engine == "ddp":
         return size * (num_devices > 1)  # the buckets of all gradients
-    # DeepSpeed copies its part of the parameters, which the optimizer changes, and of the gradients, for the step.
+    # DeepSpeed copies its part of the parameters, and the optimizer changes the copy.
     collected = min(4 * training.num_parameters, COLLECTED_BYTES) * (engine == "zero3" and num_devices > 1)
-    return 2 * size / num_devices + NUM_BUCKETS[engine] * min(size, BUCKET_BYTES) + collected
+    return size / num_devices + NUM_BUCKETS[engine] * min(size, BUCKET_BYTES) + collected
 
 
 def _adapter_sizes(config: ClipHfConfig, rank: int) -> dict[str, int]:
