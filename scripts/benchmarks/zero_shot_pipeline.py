@@ -91,9 +91,8 @@ def measure(args: Namespace) -> list[dict[str, Any]]:
         title = f"one image, {len(labels):,} labels, {args.architecture}, {kind} call"
         facts = {"floor": str(floors[kind]), "largest_difference_of_scores": difference}
         times["floor"] = [floors[kind].seconds]
-        cases.append(
-            compare(title, times, 1, {"transformers": aim}, cause=CAUSES[torch.device(args.device).type], **facts)
-        )
+        facts["cause"] = CAUSES.get(torch.device(args.device).type, "")
+        cases.append(compare(title, times, 1, {"transformers": aim}, **facts))
     return cases
 
 

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from clip_hf import ClipHfModel
 from tests.tiny_models import TOWERS, random_ids, random_pixels, randomize_batch_norms, tiny_config, tiny_model
@@ -65,13 +66,17 @@ def test_compiled_training_step_gives_the_same_gradients(model):
 
 def test_a_compiled_model_embeds_in_chunks(model):
     model.train()
-    gradients = []
-    for way in (model, torch.compile(model, backend="aot_eager")):
+    gradients, counter = [], CompileCounterWithBackend("aot_eager")
+    for way in (model, torch.compile(model, backend=counter)):
         output = way(**inputs(model), chunk_sizes=(1, 1))
         (output.image_embeds[:, 0].sum() + output.text_embeds[:, 0].sum()).backward()
         learning = {name: parameter.grad for name, parameter in model.named_parameters() if name != "logit_scale"}
         gradients.append(learning)
         model.zero_grad()
+    num_compiled = counter.frame_count
+    batch = inputs(model)
+    way(**batch | {"input_ids": batch["input_ids"].flip(0)}, chunk_sizes=(1, 1))  # other lengths in other places
+    assert counter.frame_count == num_compiled > 0
     for name, gradient in gradients[1].items():
         torch.testing.assert_close(gradient, gradients[0][name], rtol=1e-4, atol=1e-6, msg=name)
 

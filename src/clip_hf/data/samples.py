@@ -138,7 +138,7 @@ class Samples:
         if len(rows) > 1:
             row = self._row(rng.choice(rows))
         captions = self._captions(row)
-        if not captions and (others := [number for number in rows if self.captions_of_row(number)]):
+        if not captions and (others := [number for number in rows if self._has_captions(number)]):
             row = self._row(rng.choice(others))
             captions = self._captions(row)
         if not captions:
@@ -162,6 +162,12 @@ class Samples:
     def captions_of_row(self, number: int) -> list[str]:
         """Returns the captions of a row, its image left alone."""
         return self._captions(self._row(number, [self.columns.text or ""]))
+
+    def _has_captions(self, number: int) -> bool:
+        try:
+            return bool(self.captions_of_row(number))
+        except BrokenSampleError:
+            return False
 
     def all_captions(self) -> Iterable[list[str]]:
         """Yields the captions of each row that has any; damaged rows are left out."""

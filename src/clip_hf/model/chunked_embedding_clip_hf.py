@@ -44,6 +44,7 @@ def embed_in_chunks(embed: Callable[[Tensor], Tensor], inputs: Tensor, chunk_siz
     return _embed_each(embed, inputs.split(chunk_size))
 
 
+@torch.compiler.disable(recursive=False)  # lengths are those of the data: a compiler would begin anew with each batch
 def embed_texts_in_chunks(
     embed: Callable[[Tensor], Tensor], input_ids: Tensor, eos_token_id: int, chunk_size: int | None
 ) -> Tensor:

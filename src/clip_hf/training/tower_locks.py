@@ -98,7 +98,7 @@ def num_locked_steps(steps: float, max_steps: int) -> int:
 
 
 def require_unlocking(args: ClipTrainingArguments, max_steps: int) -> None:
-    """Checks that a tower locked for a while is unlocked before the run ends.
+    """Checks that a tower locked for a while is unlocked before the run ends, unless that is a trial of one step.
 
     Args:
         args: how many steps each tower is locked.
@@ -109,7 +109,7 @@ def require_unlocking(args: ClipTrainingArguments, max_steps: int) -> None:
     """
     for name in ("image_locked_steps", "text_locked_steps"):
         steps = getattr(args, name)
-        if steps != WHOLE_RUN and num_locked_steps(steps, max_steps) >= max_steps:
+        if steps != WHOLE_RUN and max_steps > 1 and num_locked_steps(steps, max_steps) >= max_steps:
             raise ValueError(
                 f"{name} is {steps}, but the run has {max_steps} steps, and the tower would learn in none: give "
                 f"{WHOLE_RUN} to lock it for all of the run, which costs less, or fewer steps"

@@ -281,7 +281,7 @@ class ClipTrainer(PushingTrainer):
             buffer.copy_(broadcast(buffer.to(self.args.device)))
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         # Of several sets, the first brings it.
-        first = f"eval_{next(iter(self.eval_dataset))}" if isinstance(self.eval_dataset, dict) else "eval"
+        first = f"eval_{next(iter(self.eval_dataset), None)}" if isinstance(self.eval_dataset, dict) else "eval"
         if self._zero_shot is not None and metric_key_prefix in ("eval", first):
             metrics = self._zero_shot(self.model.eval())
             output.metrics.update({f"eval_zero_shot_{name}": value for name, value in metrics.items()})
