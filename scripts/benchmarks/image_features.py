@@ -23,8 +23,8 @@ from clip_hf.model.zero_shot_clip_hf import embed_images
 
 AIMS: dict[str, dict[str, float | None]] = {"ViT-B/32": {"": 1.05}, "ViT-L/14": {"": 1.05}, "RN50": {"open_clip": 1.3}}
 CAUSES = {
-    "ViT": "All sides compute the same products, compiled and frozen by the same compiler; the rest is little.",
-    "RN": "Both sides convolve with the same kernels, compiled and frozen, and their batch norms are folded alike.",
+    "ViT": "All sides compute the same products, compiled alike; the rest is little.",
+    "RN": "Both sides convolve with the same kernels, compiled alike.",
 }
 AIMS_ON_GPU: dict[str, float | None] = {"": 1.0}
 

@@ -11,7 +11,7 @@ from clip_hf import ClipHfConfig
 from clip_hf.training import ClipTrainingArguments
 from clip_hf.training.activation_memory import saved_bytes
 from clip_hf.training.lora import Adapter
-from clip_hf.training.planning import Hardware, Training, plan
+from clip_hf.training.planning import COLLECTED_BYTES, NUM_BUCKETS, Hardware, Training, plan
 from clip_hf.training.tower_locks import TowerLocks
 from scripts.plan_run import main, read_training
 from tests.tiny_models import TOWERS, random_ids, random_pixels, tiny_config, tiny_model
@@ -89,6 +89,13 @@ def test_engines_keep_buckets_and_parts_for_the_step():
     for engine, expected in kept.items():
         assert plan(training, devices, engine).memory["buffers"] == pytest.approx(expected), engine
     assert plan(training, ONE, "ddp").memory["buffers"] == 0
+    for engine in ("zero1", "zero2", "zero3"):
+        options = json.loads((RECIPES.parent / "deepspeed" / f"{engine}.json").read_text())["zero_optimization"]
+        assert (
+            4 * options["reduce_bucket_size"] == bucket
+            and 1 + options.get("overlap_comm", False) == NUM_BUCKETS[engine]
+        )
+    assert 4 * options["stage3_max_live_parameters"] == COLLECTED_BYTES
     small = Training(tiny_config("vit"), 64)
     assert plan(small, devices, "zero2").memory["buffers"] == pytest.approx(2.25 * 4 * small.num_parameters)
     for engine in ("zero2", "zero3"):  # of chunks, a tower's gradients are whole until the last of them

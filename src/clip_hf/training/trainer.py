@@ -263,7 +263,9 @@ class ClipTrainer(PushingTrainer):
             return super().evaluate(*args, **kwargs)
 
     def evaluate_also(self, zero_shot: "ZeroShotEvaluation") -> None:
-        """Adds zero-shot classification to each evaluation; its metrics begin with `eval_zero_shot_`.
+        """Adds zero-shot classification to each evaluation, of the trainer's several sets to that of the first.
+
+        Its metrics begin with `eval_zero_shot_`.
 
         Args:
             zero_shot: what is classified.
