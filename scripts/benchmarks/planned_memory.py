@@ -23,7 +23,7 @@ from measuring.reports import write
 from tqdm import tqdm
 
 from clip_hf import ClipHfConfig, ClipHfModel, ClipTrainer, ClipTrainingArguments
-from clip_hf.model.chunked_embedding_clip_hf import length_group_sizes
+from clip_hf.model.chunked_embedding_clip_hf import length_group_sizes, num_length_groups
 from clip_hf.training.planning import Hardware, Training, plan
 
 # Beside released models, of which parameters are the most, narrow ones, of which activations are.
@@ -48,12 +48,12 @@ def build_config(name: str) -> ClipHfConfig:
     return ClipHfConfig(text_config=text, vision_config=NARROW[name], projection_dim=256)
 
 
-def text_length(config: ClipHfConfig, batch_size: int, chunk_size: int | None) -> int:
+def text_length(config: ClipHfConfig, batch_size: int, chunk_size: int | None, device: str) -> int:
     """Returns the mean number of tokens of a text as it is embedded, padded to the longest of its chunk or group."""
     torch.manual_seed(0)
     ids = NoisePairs(config, batch_size).input_ids
     lengths = ((ids == config.text_config.eos_token_id).int().argmax(dim=-1) + 1).sort().values
-    sizes = chunk_size or length_group_sizes(lengths.tolist())
+    sizes = chunk_size or length_group_sizes(lengths.tolist(), num_length_groups(batch_size, device))
     return round(sum(len(group) * int(group.max()) for group in lengths.split(sizes)) / batch_size)
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     runs += [(*case, 2) for case in CASES_OF_TWO if args.device == "cpu"]
     cases = []
     for architecture, batch_size, chunk_size, engine, num_devices in tqdm(runs, desc="Trainings"):
-        length = text_length(build_config(architecture), batch_size // num_devices, chunk_size)
+        length = text_length(build_config(architecture), batch_size // num_devices, chunk_size, args.device)
         facts = {"architecture": architecture, "batch_size": batch_size, "chunk_size": chunk_size}
         facts |= {"text_length": length, "engine": engine, "num_devices": num_devices}
         parts = plan_case(**facts, bf16=args.dtype == "bfloat16")

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from clip_hf import ClipHfConfig, ClipHfModel
 from clip_hf.model import chunked_embedding_clip_hf
-from clip_hf.model.chunked_embedding_clip_hf import embed_in_chunks, embed_texts_in_chunks, length_group_sizes
+from clip_hf.model.chunked_embedding_clip_hf import (
+    embed_in_chunks,
+    embed_texts_in_chunks,
+    length_group_sizes,
+    num_length_groups,
+)
 from tests.tiny_models import TOWERS, random_ids, random_pixels, tiny_model
 
 BATCH_SIZE = 10
@@ -127,17 +132,22 @@ def test_groups_of_a_batch_have_the_least_padding(num_texts):
     def num_tokens(ends: tuple[int, ...]) -> int:
         return sum((end - start) * lengths[end - 1] for start, end in pairwise((0, *ends, num_texts)))
 
-    sizes = length_group_sizes(lengths)
+    sizes = length_group_sizes(lengths, num_groups)
     assert len(sizes) == num_groups and min(sizes) > 0 and sum(sizes) == num_texts
     found = tuple(sum(sizes[: count + 1]) for count in range(num_groups - 1))
     assert num_tokens(found) == min(map(num_tokens, combinations(places, num_groups - 1)))
 
 
-@pytest.mark.parametrize(("num_texts", "num_groups"), [(1, 1), (32, 1), (33, 2), (96, 3), (128, 4), (5000, 4)])
-def test_the_number_of_groups_does_not_depend_on_the_lengths(num_texts, num_groups):
+@pytest.mark.parametrize(
+    ("device_type", "num_texts", "num_groups"),
+    [("cpu", 1, 1), ("cpu", 32, 1), ("cpu", 33, 2), ("cpu", 96, 3), ("cpu", 128, 4), ("cpu", 5000, 4)]
+    + [("cuda", 256, 1), ("cuda", 2048, 1), ("cuda", 2049, 2), ("cuda", 32_768, 4)],
+)
+def test_the_number_of_groups_does_not_depend_on_the_lengths(device_type, num_texts, num_groups):
     """Processes that gather weights for each group would wait for each other for ever."""
+    assert num_length_groups(num_texts, device_type) == num_groups
     for lengths in ([7] * num_texts, [3] * (num_texts - 1) + [77], sorted(5 + i % 60 for i in range(num_texts))):
-        sizes = length_group_sizes(lengths)
+        sizes = length_group_sizes(lengths, num_groups)
         assert len(sizes) == num_groups and min(sizes) > 0 and sum(sizes) == num_texts
 
 

@@ -23,9 +23,11 @@ from torch.utils.checkpoint import checkpoint
 from .modeling_clip_hf_text import require_end_of_text, trim_padding
 
 CHUNKS_PER_TRIM = 4
-# Of a batch that is not chunked. More, smaller groups would have less padding, but fill an accelerator worse.
 MAX_LENGTH_GROUPS = 4
+"""Of a batch that is not chunked: more, smaller groups would have less padding and more passes of the tower."""
 TEXTS_PER_LENGTH_GROUP = 32
+TEXTS_PER_LENGTH_GROUP_OF_ACCELERATORS = 2048
+"""An accelerator waits longer for the kernels of another pass to be started than the padding of fewer texts takes it."""
 NUM_CUTS = 32
 """Places, evenly spread, where a batch may be cut into groups: more would save little."""
 
@@ -64,31 +66,44 @@ def embed_texts_in_chunks(
         ValueError: a row has no end-of-text token.
     """
     is_recomputed = chunk_size is not None and chunk_size < len(input_ids)
-    if not is_recomputed and len(input_ids) <= TEXTS_PER_LENGTH_GROUP:
+    num_groups = num_length_groups(len(input_ids), input_ids.device.type)
+    if not is_recomputed and num_groups == 1:
         return embed(trim_padding(input_ids, eos_token_id))
     is_eos = input_ids == eos_token_id
     require_end_of_text(is_eos, eos_token_id)  # here, where texts have the numbers by which the caller knows them
     ends, order = is_eos.int().argmax(dim=-1).sort()
     # Of all at once: on an accelerator, asking for a length waits for all work given.
     lengths = [end + 1 for end in ends.tolist()]
-    sizes = [len(part) for part in ends.split(chunk_size)] if is_recomputed else length_group_sizes(lengths)
+    sizes = [len(part) for part in ends.split(chunk_size)] if is_recomputed else length_group_sizes(lengths, num_groups)
     last_texts = [end - 1 for end in accumulate(sizes)]
     chunks = [chunk[:, : lengths[last]] for chunk, last in zip(input_ids[order].split(sizes), last_texts, strict=True)]
     embeds = _embed_each(embed, chunks) if is_recomputed else torch.cat([embed(chunk) for chunk in chunks])
     return torch.empty_like(embeds).index_copy(0, order, embeds)
 
 
-def length_group_sizes(lengths: Sequence[int]) -> list[int]:
-    """Returns the sizes of the groups of texts that have the least padding.
+def num_length_groups(num_texts: int, device_type: str) -> int:
+    """Returns how many groups of like length a batch of texts is divided into.
 
-    How many there are depends on the number of texts alone: ZeRO-3 and FSDP2 gather the weights for each group, which
-    all processes have to do as often.
+    It does not depend on the lengths: ZeRO-3 and FSDP2 gather the weights for each group, which all processes have to
+    do as often.
+
+    Args:
+        num_texts: of this process.
+        device_type: where they are embedded.
+    """
+    on_cpu = device_type == "cpu"
+    least = TEXTS_PER_LENGTH_GROUP if on_cpu else TEXTS_PER_LENGTH_GROUP_OF_ACCELERATORS
+    return min(MAX_LENGTH_GROUPS, math.ceil(num_texts / least))
+
+
+def length_group_sizes(lengths: Sequence[int], num_groups: int) -> list[int]:
+    """Returns the sizes of the groups of texts that have the least padding.
 
     Args:
         lengths: of the texts in tokens, ascending; one at least.
+        num_groups: of the texts, from `num_length_groups`.
     """
     num_texts = len(lengths)
-    num_groups = min(MAX_LENGTH_GROUPS, math.ceil(num_texts / TEXTS_PER_LENGTH_GROUP))
     cuts = [*range(0, num_texts, math.ceil(num_texts / NUM_CUTS)), num_texts]
     # The least tokens, padding counted, of the texts before each cut in so many groups, and the sizes of these.
     best: dict[int, tuple[int, list[int]]] = {0: (0, [])}
