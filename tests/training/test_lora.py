@@ -46,6 +46,23 @@ def test_adapter_and_merged_weights_are_one_model(chunk_size, tmp_path):
     assert (features(merged) - features(tiny_model("vit"))).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_activation_checkpointing_changes_nothing(chunk_size, tmp_path):
+    """Though nothing that enters a tower needs a gradient."""
+    states = []
+    for checkpointing in (False, True):
+        options = {"grad_cache_chunk_size": chunk_size, "activation_checkpointing": checkpointing}
+        trainer, _ = adapted(tmp_path / str(checkpointing), **options)
+        before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+        trainer.train()
+        states.append(trainer.model.state_dict())
+        changed = {name for name, tensor in states[-1].items() if not torch.equal(tensor, before[name])}
+        assert changed == {name for name in before if ".lora_" in name}
+    plain, checkpointed = states
+    for name, tensor in plain.items():
+        assert torch.equal(checkpointed[name], tensor), name
+
+
 def test_only_the_adapter_is_trained(tmp_path):
     trainer, _ = adapted(tmp_path)
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}

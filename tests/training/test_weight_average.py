@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, TrainerCallback
 
 from tests.tiny_models import TOWERS, tiny_model
+from tests.tiny_pairs import TinyPairs
 from tests.training.test_trainer import make_trainer
 
 DECAY = 0.3  # from the fourth step on; before, (1 + t) / (10 + t) is smaller
@@ -50,6 +51,23 @@ def test_a_resumed_run_has_the_same_average(tmp_path):
     found = load_file(tmp_path / "again" / "checkpoint-6" / "ema" / "model.safetensors")
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_average_beside_the_best_model_is_that_of_its_checkpoint(tmp_path):
+    """A ResNet's running statistics are not averaged: those of another step would not be its weights'."""
+    model = tiny_model("resnet")
+    every_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_first_step", "greater_is_better": False}
+    trainer = make_trainer(tmp_path, model, eval_pairs=TinyPairs(model.config, 8), **every_step, **best, **OPTIONS)
+    trainer.compute_metrics = lambda prediction: {"first_step": trainer.state.global_step}
+    trainer.train()
+    trainer.save_model()
+    found, expected, last = (
+        load_file(tmp_path / folder / "ema" / "model.safetensors") for folder in ("", "checkpoint-1", "checkpoint-6")
+    )
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert any(not torch.equal(found[name], tensor) for name, tensor in last.items())
 
 
 def test_without_the_option_there_is_no_average(tmp_path):

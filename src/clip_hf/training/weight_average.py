@@ -41,17 +41,11 @@ class WeightAverage(TrainerCallback):
         if args.ema_decay is None or not args.should_save:
             return
         self._average = {name: _wide(parameter).to(args.device) for name, parameter in self._model.named_parameters()}
-        if checkpoint is None:
-            return
-        files = sorted(Path(checkpoint, FOLDER).glob("*.safetensors"))
-        if not files:
+        if checkpoint is not None and not self._load(checkpoint):
             raise ValueError(
                 f"ema_decay is {args.ema_decay}, but {checkpoint} holds no average of the weights: leave the option "
                 f"out, or begin a new run from its weights, with --model {checkpoint}"
             )
-        saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
-        for name, tensor in self._average.items():
-            tensor.copy_(saved[name])
 
     @torch.no_grad()
     def on_step_end(
@@ -64,6 +58,13 @@ class WeightAverage(TrainerCallback):
         for name, parameter in self._model.named_parameters():
             self._average[name].lerp_(parameter.to(self._average[name].dtype), 1 - decay)
 
+    def on_train_end(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Goes back to the average of the best checkpoint, where transformers has gone back to its weights."""
+        if self._average and args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load(state.best_model_checkpoint)
+
     def save(self, folder: str | Path) -> Path | None:
         """Saves the average, with the model's configuration and its buffers as they are; returns where.
 
@@ -75,6 +76,14 @@ class WeightAverage(TrainerCallback):
         buffers = {name: tensor for name, tensor in self._model.state_dict().items() if name not in self._average}
         self._model.save_pretrained(Path(folder, FOLDER), state_dict=self._average | buffers)
         return Path(folder, FOLDER)
+
+    def _load(self, checkpoint: str) -> bool:
+        """Takes the average of a checkpoint; returns whether it has one."""
+        files = sorted(Path(checkpoint, FOLDER).glob("*.safetensors"))
+        saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        for name, tensor in self._average.items() if saved else ():
+            tensor.copy_(saved[name])
+        return bool(saved)
 
 
 def _wide(parameter: nn.Parameter) -> Tensor:
