@@ -29,8 +29,9 @@ WAYS = ("clip_hf", "open_clip", "open_clip compiled")
 SCALE = torch.tensor(50.0)
 BYTES_PER_LOGIT = 16  # of OpenCLIP's loss, as its memory grows
 CAUSES = {
-    "cpu": "With so few pairs, exponentials and sums are a larger share beside the products.",
-    "cuda": "So few pairs take milliseconds, of which the starts of kernels are a part.",
+    "cpu": "Beside the products there are exponentials and sums, and the fewer the pairs, the larger is their share.",
+    "cuda": "Logits that are not held are computed twice, and of the milliseconds that few pairs take, starting kernels "
+    "is a part.",
 }
 MOST_TIMES_PRODUCTS = 1.25  # the aim: of the time that the products alone take in the same process, best of several
 
