@@ -68,6 +68,14 @@ def test_an_optimizer_whose_library_is_missing_is_refused(optim, library, monkey
         check(ModelArguments(), arguments(optim=optim))
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch_8bit", "adamw_torch_4bit"])
+def test_averages_of_few_bits_that_deepspeed_would_leave_at_32_are_refused(optim):
+    args = arguments(optim=optim)
+    args.deepspeed = "zero2.json"
+    with pytest.raises(ValueError, match=f"optim is {optim}, but DeepSpeed's parts"):
+        check_options(args, tiny_config("vit"))
+
+
 def test_what_can_go_together_is_not():
     both = {"image_locked_steps": 1, "text_locked_steps": 1, "max_steps": 2}
     for options in (both, both | {"max_steps": -1}, {"image_locked_steps": -1, "text_learning_rate": 1e-3}):

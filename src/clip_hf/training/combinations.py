@@ -236,6 +236,12 @@ def _check_optimizer(args: ClipTrainingArguments) -> None:
             f"optim is {OptimizerNames(args.optim).value}, which counts the steps of a locked tower and would "
             "start it with steps far too large: take adamw_torch_8bit, or lock the tower for the whole run"
         )
+    if _library_of(args) == "torchao" and args.deepspeed:
+        raise ValueError(
+            f"optim is {OptimizerNames(args.optim).value}, but DeepSpeed's parts of the parameters are of any size, and "
+            "of those that do not fill its blocks torchao keeps averages of 32 bits and says nothing: leave DeepSpeed "
+            "out, or take another optimizer"
+        )
 
 
 def _check_engine(args: ClipTrainingArguments) -> None:
