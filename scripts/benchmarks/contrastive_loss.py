@@ -30,8 +30,8 @@ SCALE = torch.tensor(50.0)
 BYTES_PER_LOGIT = 16  # of OpenCLIP's loss, as its memory grows
 CAUSES = {
     "cpu": "Beside the products there are exponentials and sums, and the fewer the pairs, the larger is their share.",
-    "cuda": "Logits that are not held are computed twice, and of the milliseconds that few pairs take, starting kernels "
-    "is a part.",
+    "cuda": "Logits that are not held are computed twice, and of the milliseconds that few pairs take, starting "
+    "kernels is a part.",
 }
 MOST_TIMES_PRODUCTS = 1.25  # the aim: of the time that the products alone take in the same process, best of several
 

@@ -27,8 +27,8 @@ AIMS: dict[str, dict[str, float | None]] = {
     "RN50": {"open_clip": 1.3},
 }
 CAUSES = {
-    "cpu": "Most of the arithmetic is the image tower's, which all sides compute alike; beside products, a step writes "
-    "activations to memory that the system hands out anew, normalises, and updates all weights.",
+    "cpu": "Most of the arithmetic is the image tower's, which all sides compute alike; beside products, a step "
+    "writes activations to memory that the system hands out anew, normalises, and updates all weights.",
     "cuda": "Most of the arithmetic is the image tower's, which all sides compute alike, and a GPU waits for kernels "
     "that are started one by one.",
 }

@@ -140,8 +140,10 @@ def test_groups_of_a_batch_have_the_least_padding(num_texts):
 
 @pytest.mark.parametrize(
     ("device_type", "num_texts", "num_groups"),
-    [("cpu", 1, 1), ("cpu", 32, 1), ("cpu", 33, 2), ("cpu", 96, 3), ("cpu", 128, 4), ("cpu", 5000, 4)]
-    + [("cuda", 256, 1), ("cuda", 2048, 1), ("cuda", 2049, 2), ("cuda", 32_768, 4)],
+    [
+        *(("cpu", 1, 1), ("cpu", 32, 1), ("cpu", 33, 2), ("cpu", 96, 3), ("cpu", 128, 4), ("cpu", 5000, 4)),
+        *(("cuda", 256, 1), ("cuda", 2048, 1), ("cuda", 2049, 2), ("cuda", 32_768, 4)),
+    ],
 )
 def test_the_number_of_groups_does_not_depend_on_the_lengths(device_type, num_texts, num_groups):
     """Processes that gather weights for each group would wait for each other for ever."""

@@ -60,10 +60,14 @@ def test_every_pass_is_as_wide_as_its_longest_prompt(vit, monkeypatch):
         return original(input_ids, **options)
 
     monkeypatch.setattr(vit, "get_text_features", spy)
+    monkeypatch.setattr(zero_shot_clip_hf, "TEXTS_PER_PASS", 4)
+    by_default = embed_texts(vit, tiny_tokenizer(), texts)
     embeds = embed_texts(vit, tiny_tokenizer(), texts, batch_size=2)
     monkeypatch.undo()
     lengths = sorted(len(ids) for ids in tiny_tokenizer()(texts)["input_ids"])
-    assert [tuple(ids.shape) for ids in passes] == [(2, longest) for longest in lengths[1::2]]
+    expected = [(4, longest) for longest in lengths[3::4]] + [(2, longest) for longest in lengths[1::2]]
+    assert [tuple(ids.shape) for ids in passes] == expected
+    torch.testing.assert_close(by_default, embeds, rtol=0, atol=1e-6)
     torch.testing.assert_close(embeds, plain_text_embeds(vit, texts), rtol=0, atol=1e-6)
 
 

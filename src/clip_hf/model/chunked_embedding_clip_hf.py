@@ -27,7 +27,7 @@ MAX_LENGTH_GROUPS = 4
 """Of a batch that is not chunked: more, smaller groups would have less padding and more passes of the tower."""
 TEXTS_PER_LENGTH_GROUP = 32
 TEXTS_PER_LENGTH_GROUP_OF_ACCELERATORS = 2048
-"""An accelerator waits longer for the kernels of another pass to be started than the padding of fewer texts takes it."""
+"""To have the kernels of another pass started takes an accelerator longer than the padding of fewer texts."""
 NUM_CUTS = 32
 """Places, evenly spread, where a batch may be cut into groups: more would save little."""
 
@@ -74,7 +74,9 @@ def embed_texts_in_chunks(
     ends, order = is_eos.int().argmax(dim=-1).sort()
     # Of all at once: on an accelerator, asking for a length waits for all work given.
     lengths = [end + 1 for end in ends.tolist()]
-    sizes = [len(part) for part in ends.split(chunk_size)] if is_recomputed else length_group_sizes(lengths, num_groups)
+    sizes = (
+        [len(part) for part in ends.split(chunk_size)] if is_recomputed else length_group_sizes(lengths, num_groups)
+    )
     last_texts = [end - 1 for end in accumulate(sizes)]
     chunks = [chunk[:, : lengths[last]] for chunk, last in zip(input_ids[order].split(sizes), last_texts, strict=True)]
     embeds = _embed_each(embed, chunks) if is_recomputed else torch.cat([embed(chunk) for chunk in chunks])

@@ -35,6 +35,9 @@ WEIGHTS_FILE = "zero_shot_classifier.safetensors"
 # Prompts are sorted by length among so many batches; more would hold more of them in memory and gain nothing.
 SORTED_BATCHES = 64
 
+# Of the text tower. An accelerator has done with small passes before the kernels of the next are started.
+TEXTS_PER_PASS, TEXTS_PER_PASS_OF_ACCELERATORS = 256, 1024
+
 
 class ZeroShotClassifier:
     """A linear classifier of images made of class names: one unit vector a class, in the space of the embeddings.
@@ -75,7 +78,7 @@ class ZeroShotClassifier:
         tokenizer: PreTrainedTokenizerBase,
         class_names: Sequence[str],
         templates: Sequence[str] = ("a photo of a {}.",),
-        batch_size: int = 256,
+        batch_size: int | None = None,
     ) -> Self:
         """Returns the classifier that the model's text tower makes of class names.
 
@@ -84,13 +87,14 @@ class ZeroShotClassifier:
             tokenizer: the model's own.
             class_names: C different strings.
             templates: strings with one {} each, to be filled with a class name.
-            batch_size: prompts per pass of the text tower.
+            batch_size: prompts per pass of the text tower; by default 256 on a CPU, 1,024 elsewhere.
 
         Raises:
             ValueError: as in the class; the model is in training mode, the tokenizer is not its own, or `batch_size`
                 is below 1.
         """
         class_names, templates = check_class_names(class_names), check_templates(templates)
+        batch_size = _texts_per_pass(model, batch_size)
         num_classes = max(1, SORTED_BATCHES * batch_size // len(templates))
         weights = []
         for start in range(0, len(class_names), num_classes):
@@ -215,7 +219,7 @@ class ZeroShotClassifier:
 
 @torch.no_grad()
 def embed_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int = 256
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int | None = None
 ) -> Tensor:
     """Returns the unit embeddings (N, E) of texts, in their order, in float32 at least.
 
@@ -226,15 +230,14 @@ def embed_texts(
         model: a `ClipHfModel` or transformers' `CLIPModel`.
         tokenizer: the model's own.
         texts: N strings.
-        batch_size: texts per pass of the text tower.
+        batch_size: texts per pass of the text tower; by default 256 on a CPU, 1,024 elsewhere.
 
     Raises:
         ValueError: the model is of another kind or in training mode, the tokenizer is not its own, or `batch_size` is
             below 1.
     """
     _require_evaluation(model)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    batch_size = _texts_per_pass(model, batch_size)
     text_config = model.config.text_config
     # Released CLIPModel configurations name an id that is not the end of a text, and that CLIPModel overlooks.
     eos_token_id = text_config.eos_token_id if model.config.model_type == "clip_hf" else tokenizer.eos_token_id
@@ -332,9 +335,13 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
 def _require_evaluation(model: PreTrainedModel) -> None:
     check_model(model)
     if model.training:
-        raise ValueError(
-            "the model is in training mode, where batch norm and dropout act differently: call model.eval()"
-        )
+        raise ValueError("the model is in training mode, where batch norm and dropout differ: call model.eval()")
+
+
+def _texts_per_pass(model: PreTrainedModel, batch_size: int | None) -> int:
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    return batch_size or (TEXTS_PER_PASS if model.device.type == "cpu" else TEXTS_PER_PASS_OF_ACCELERATORS)
 
 
 def _place(inputs: Tensor, model: PreTrainedModel) -> Tensor:

@@ -238,8 +238,8 @@ def _check_optimizer(args: ClipTrainingArguments) -> None:
         )
     if _library_of(args) == "torchao" and args.deepspeed:
         raise ValueError(
-            f"optim is {OptimizerNames(args.optim).value}, but DeepSpeed's parts of the parameters are of any size, and "
-            "of those that do not fill its blocks torchao keeps averages of 32 bits and says nothing: leave DeepSpeed "
+            f"optim is {OptimizerNames(args.optim).value}, but DeepSpeed's parts of the parameters have any size, and "
+            "where its blocks do not fill them, torchao keeps averages of 32 bits and says nothing: leave DeepSpeed "
             "out, or take another optimizer"
         )
 
