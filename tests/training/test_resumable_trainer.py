@@ -103,6 +103,17 @@ def test_sigterm_leaves_the_newest_checkpoint_and_the_best(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
 
 
+def test_a_run_that_saves_nothing_else_continues_from_what_sigterm_left(tmp_path):
+    whole = make_trainer(tmp_path / "whole", max_steps=5)
+    whole.train()
+    with pytest.raises(SystemExit):
+        make_trainer(tmp_path / "stopped", callbacks=[SendSigterm()], max_steps=5).train()
+    again = make_trainer(tmp_path / "stopped", max_steps=5, resume_from_checkpoint="true")
+    again.train(resume_from_checkpoint=again.args.resume_from_checkpoint)
+    for parameter, expected in zip(again.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
+
+
 def test_a_run_without_a_checkpoint_begins_anew(tmp_path, caplog):
     trainer = make_trainer(tmp_path, max_steps=2)
     logging.enable_propagation()
