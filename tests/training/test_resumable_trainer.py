@@ -103,6 +103,55 @@ def test_sigterm_leaves_the_newest_checkpoint_and_the_best(tmp_path):
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
 
 
+def best_of(folder, **options):
+    """What a run with a metric that worsens with each step has evaluated, and the step of its best checkpoint."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "step", "greater_is_better": False}
+    stop = [SendSigterm()] if options.pop("is_stopped", False) else None
+    model = tiny_model("vit")
+    trainer = make_trainer(folder, model, eval_pairs=TinyPairs(model.config, 8), callbacks=stop, **best, **options)
+    steps = []
+    trainer.compute_metrics = lambda prediction: steps.append(trainer.state.global_step) or {"step": steps[-1]}
+    if stop is None:
+        trainer.train(options.get("resume_from_checkpoint"))
+    else:
+        with pytest.raises(SystemExit):
+            trainer.train()
+    return steps, trainer.state.best_global_step
+
+
+def test_sigterm_saves_a_step_that_is_not_the_best(tmp_path):
+    options = {"max_steps": 5, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "best"}
+    assert best_of(tmp_path, is_stopped=True, **options)[0] == [1, 2, 3]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
+    assert best_of(tmp_path, resume_from_checkpoint="true", **options) == ([4, 5], 1)
+
+
+@pytest.mark.parametrize(("num_pairs", "before"), [(40, []), (24, [3])])
+def test_an_epoch_that_sigterm_cuts_is_not_evaluated_as_one(num_pairs, before, tmp_path):
+    """In the third step, of five or of three in an epoch: the best epoch is that of a whole run."""
+    pairs = TinyPairs(tiny_model("vit").config, num_pairs)
+    options = {
+        "max_steps": -1,
+        "num_train_epochs": 2,
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "pairs": pairs,
+    }
+    whole, best = best_of(tmp_path / "whole", **options)
+    assert best_of(tmp_path / "stopped", is_stopped=True, **options)[0] == before
+    resumed, best_of_resumed = best_of(tmp_path / "stopped", resume_from_checkpoint="true", **options)
+    assert (before + resumed, best_of_resumed) == (whole, best)
+
+
+def test_a_folder_that_was_moved_keeps_its_best_checkpoint(tmp_path):
+    options = {"max_steps": 5, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"save_total_limit": 1}
+    best_of(tmp_path / "here", is_stopped=True, **options)
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert best_of(tmp_path / "there", resume_from_checkpoint="true", **options) == ([4, 5], 1)
+    assert [path.name for path in (tmp_path / "there").glob("checkpoint-*")] == ["checkpoint-1"]
+
+
 def test_a_run_that_saves_nothing_else_continues_from_what_sigterm_left(tmp_path):
     whole = make_trainer(tmp_path / "whole", max_steps=5)
     whole.train()

@@ -239,8 +239,8 @@ def _check_optimizer(args: ClipTrainingArguments) -> None:
     if _library_of(args) == "torchao" and args.deepspeed:
         raise ValueError(
             f"optim is {OptimizerNames(args.optim).value}, but DeepSpeed's parts of the parameters have any size, and "
-            "where its blocks do not fill them, torchao keeps averages of 32 bits and says nothing: leave DeepSpeed "
-            "out, or take another optimizer"
+            "of one that is no multiple of torchao's blocks the averages would keep 32 bits: leave DeepSpeed out, or "
+            "take another optimizer"
         )
 
 

@@ -72,6 +72,13 @@ class StopOnSigterm(TrainerCallback):
             self.is_stopped = True
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(
+        self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
+    ) -> None:
+        """Takes an epoch that was cut for no whole one, which would be evaluated and saved, perhaps as the best."""
+        if self.is_stopped and not float(state.epoch).is_integer():
+            control.should_evaluate = control.should_save = False
+
     def on_train_end(
         self, args: ClipTrainingArguments, state: TrainerState, control: TrainerControl, **objects: Any
     ) -> None:

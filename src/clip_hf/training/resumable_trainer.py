@@ -165,6 +165,9 @@ class ResumableTrainer(Trainer):
         epoch, num_batches = super()._init_training_state(
             max_steps, num_steps_per_epoch, num_epochs, checkpoint, trial
         )
+        if checkpoint is not None and self.state.best_model_checkpoint is None:  # the folder may have been moved
+            best = Path(checkpoint).parent / f"checkpoint-{self.state.best_global_step}"
+            self.state.best_model_checkpoint = str(best) if best.is_dir() else None
         if checkpoint is not None and self.state.global_step >= max_steps:
             return num_epochs, 0  # or transformers would take one more step
         if checkpoint is not None and self._loader is not None:
@@ -172,6 +175,10 @@ class ResumableTrainer(Trainer):
             self._loader.load_state_dict(states)
             return self._loader.epoch, 0  # batches to skip: the loader is behind them
         return epoch, num_batches
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        # With save_strategy=best, this is also whether a step is saved.
+        return super()._determine_best_metric(*args, **kwargs) or self._sigterm.is_stopped
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = super()._get_output_dir(trial)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.utils import logging
 
-from clip_hf.training.checkpoints import last_checkpoint
 from clip_hf.training.engine_args import command, configure_deepspeed, configure_fsdp, require_engine_options
 
 logger = logging.get_logger(__name__)
@@ -273,12 +271,16 @@ class ClipTrainingArguments(TrainingArguments):
             logger.warning(  # not an error: a recipe may hold them
                 f"save_steps is {self.save_steps}, but save_strategy is '{strategy.value}', which knows no steps"
             )
-        saves_nothing = strategy == SaveStrategy.NO and last_checkpoint(Path(self.output_dir)) is None  # by SIGTERM
-        if str(self.resume_from_checkpoint).lower() == "true" and (saves_nothing or self.save_only_model):
+        if str(self.resume_from_checkpoint).lower() != "true":
+            return
+        if self.save_only_model:
             raise ValueError(
-                f"resume_from_checkpoint is true, but save_strategy is '{strategy.value}' and save_only_model is "
-                f"{self.save_only_model}, which leave nothing to continue from: set save_strategy=steps and "
-                "save_only_model=False"
+                "resume_from_checkpoint is true, but save_only_model is, too, which leaves nothing to continue from: "
+                "leave one of them out"
+            )
+        if strategy == SaveStrategy.NO:
+            logger.warning(
+                "resume_from_checkpoint is true, but save_strategy is 'no': only what SIGTERM leaves can be continued"
             )
 
     def _choose_metric(self) -> None:

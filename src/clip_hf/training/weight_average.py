@@ -80,10 +80,12 @@ class WeightAverage(TrainerCallback):
     def _load(self, checkpoint: str) -> bool:
         """Takes the average of a checkpoint; returns whether it has one."""
         files = sorted(Path(checkpoint, FOLDER).glob("*.safetensors"))
+        if not files:
+            return False
         saved = {name: tensor for file in files for name, tensor in load_file(file).items()}
-        for name, tensor in self._average.items() if saved else ():
+        for name, tensor in self._average.items():
             tensor.copy_(saved[name])
-        return bool(saved)
+        return True
 
 
 def _wide(parameter: nn.Parameter) -> Tensor:

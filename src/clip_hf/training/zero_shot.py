@@ -53,7 +53,7 @@ class ZeroShotArguments:
 
         Args:
             processor: the model's.
-            batch_size: images, and prompts, at a time.
+            batch_size: images at a time.
             num_workers: processes that decode images, for each process.
             image_column: of the data, if its name is unusual.
 
@@ -75,7 +75,7 @@ class ZeroShotEvaluation:
     Args:
         samples: images whose captions are the labels; the same on every process.
         processor: the model's.
-        batch_size: images, and prompts, at a time.
+        batch_size: images at a time.
         class_names: as of `Classes.find`.
         templates: as in `ZeroShotClassifier`.
         num_workers: processes that decode images, for each process.
@@ -110,9 +110,7 @@ class ZeroShotEvaluation:
             ValueError: not one image can be read.
         """
         names = self.classes.names
-        classifier = ZeroShotClassifier.from_class_names(
-            model, self._tokenizer, names, self.templates, self._batch_size
-        )
+        classifier = ZeroShotClassifier.from_class_names(model, self._tokenizer, names, self.templates)
         # Every process has as many rows, so that all send as much; what is past the end stays without a label.
         num_rows = -(-len(self._images) // world_size())
         rows = range(rank() * num_rows, min((rank() + 1) * num_rows, len(self._images)))
