@@ -29,7 +29,7 @@ WAYS = ("clip_hf", "open_clip", "open_clip compiled")
 SCALE = torch.tensor(50.0)
 BYTES_PER_LOGIT = 16  # of OpenCLIP's loss, as its memory grows
 CAUSES = {
-    "cpu": "Beside the products there are exponentials and sums, and the fewer the pairs, the larger is their share.",
+    "cpu": "Beside the products there are exponentials and sums.",
     "cuda": "Logits that are not held are computed twice, and of the milliseconds that few pairs take, starting "
     "kernels is a part.",
 }

@@ -153,6 +153,14 @@ def test_the_number_of_groups_does_not_depend_on_the_lengths(device_type, num_te
         assert len(sizes) == num_groups and min(sizes) > 0 and sum(sizes) == num_texts
 
 
+def test_the_number_of_groups_is_that_of_where_the_texts_are(monkeypatch):
+    asked = []
+    monkeypatch.setattr(chunked_embedding_clip_hf, "num_length_groups", lambda *what: asked.append(what) or 1)
+    monkeypatch.setattr(chunked_embedding_clip_hf, "trim_padding", lambda ids, eos_token_id: ids)
+    embed_texts_in_chunks(lambda ids: ids, torch.ones(40, 5, dtype=torch.long, device="meta"), 1, None)
+    assert asked == [(40, "meta")]
+
+
 def test_a_text_without_an_end_is_an_error():
     with pytest.raises(ValueError, match="no end-of-text token 9"):
         embed_texts_in_chunks(lambda chunk: chunk, torch.ones(4, 3, dtype=torch.long), 9, chunk_size=2)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,13 @@ def test_every_pass_is_as_wide_as_its_longest_prompt(vit, monkeypatch):
     assert [tuple(ids.shape) for ids in passes] == expected
     torch.testing.assert_close(by_default, embeds, rtol=0, atol=1e-6)
     torch.testing.assert_close(embeds, plain_text_embeds(vit, texts), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", 256), ("meta", 256), ("cuda", 1024)])
+def test_an_accelerator_gets_more_texts_at_a_time(device, expected):
+    model = SimpleNamespace(device=torch.device(device))
+    assert zero_shot_clip_hf._texts_per_pass(model, None) == expected
+    assert zero_shot_clip_hf._texts_per_pass(model, 7) == 7
 
 
 def test_logits_are_the_models_own(model):

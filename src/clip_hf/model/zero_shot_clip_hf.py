@@ -87,7 +87,7 @@ class ZeroShotClassifier:
             tokenizer: the model's own.
             class_names: C different strings.
             templates: strings with one {} each, to be filled with a class name.
-            batch_size: prompts per pass of the text tower; by default 256 on a CPU, 1,024 elsewhere.
+            batch_size: prompts per pass of the text tower; by default 256 on a CPU or offloaded, else 1,024.
 
         Raises:
             ValueError: as in the class; the model is in training mode, the tokenizer is not its own, or `batch_size`
@@ -230,7 +230,7 @@ def embed_texts(
         model: a `ClipHfModel` or transformers' `CLIPModel`.
         tokenizer: the model's own.
         texts: N strings.
-        batch_size: texts per pass of the text tower; by default 256 on a CPU, 1,024 elsewhere.
+        batch_size: texts per pass of the text tower; by default 256 on a CPU or offloaded, else 1,024.
 
     Raises:
         ValueError: the model is of another kind or in training mode, the tokenizer is not its own, or `batch_size` is
@@ -341,7 +341,8 @@ def _require_evaluation(model: PreTrainedModel) -> None:
 def _texts_per_pass(model: PreTrainedModel, batch_size: int | None) -> int:
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
-    return batch_size or (TEXTS_PER_PASS if model.device.type == "cpu" else TEXTS_PER_PASS_OF_ACCELERATORS)
+    is_small = model.device.type in ("cpu", "meta")  # weights are offloaded where memory is short
+    return batch_size or (TEXTS_PER_PASS if is_small else TEXTS_PER_PASS_OF_ACCELERATORS)
 
 
 def _place(inputs: Tensor, model: PreTrainedModel) -> Tensor:
