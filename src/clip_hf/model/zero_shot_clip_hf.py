@@ -34,7 +34,6 @@ WEIGHTS_FILE = "zero_shot_classifier.safetensors"
 
 # Prompts are sorted by length among so many batches; more would hold more of them in memory and gain nothing.
 SORTED_BATCHES = 64
-
 # Of the text tower. An accelerator has done with small passes before the kernels of the next are started.
 TEXTS_PER_PASS, TEXTS_PER_PASS_OF_ACCELERATORS = 256, 1024
 
@@ -94,6 +93,7 @@ class ZeroShotClassifier:
                 is below 1.
         """
         class_names, templates = check_class_names(class_names), check_templates(templates)
+        _require_evaluation(model)
         batch_size = _texts_per_pass(model, batch_size)
         num_classes = max(1, SORTED_BATCHES * batch_size // len(templates))
         weights = []
