@@ -1,6 +1,8 @@
 """Runs a test's function on several processes that talk through gloo, and gives launched scripts their environment."""
 
 import os
+import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -38,6 +40,13 @@ def launched_environment(device: str = "cpu") -> dict[str, str]:
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     return os.environ | {"DS_ACCELERATOR": device, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+
+
+def deepspeed_launcher() -> list[str | Path]:
+    """The command that starts a script on two processes of a CPU, on a port that no other training has."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "2", "--master_port", str(port)]
 
 
 def _run(rank: int, function: Callable[..., Any], world_size: int, folder: Path, args: tuple[Any, ...]) -> None:

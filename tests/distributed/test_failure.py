@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import launched_environment
+from tests.ranks import deepspeed_launcher, launched_environment
 
 PATIENCE_SECONDS = 240
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -15,7 +15,7 @@ NOT_FINITE = (
     "FloatingPointError: In step 2 the loss is nan. The samples ['pair-12'] have embeddings that are not finite. "
     "The last good checkpoint is {folder}/checkpoint-1\n"
 )
-DEEPSPEED = [Path(sys.executable).with_name("deepspeed"), "--num_accelerators", "2"]
+DEEPSPEED = deepspeed_launcher()
 
 
 @pytest.mark.slow

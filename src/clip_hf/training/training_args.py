@@ -23,10 +23,17 @@ SCHEDULERS_OF_METRICS = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 def default_num_workers() -> int:
     """Returns how many processes prepare a process's data: its share of the cores but one, at least 1, at most 8."""
+    _name_local_world_size()
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    # DeepSpeed's launcher has a name of its own for it.
-    share = num_cores // int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1")
+    share = num_cores // int(os.environ.get("LOCAL_WORLD_SIZE") or "1")
     return min(max(1, share - 1), MOST_DATA_WORKERS)
+
+
+def _name_local_world_size() -> None:
+    # DeepSpeed's launcher has a name of its own, which accelerate does not know: on a CPU, each process would start a
+    # thread for every core.
+    if "LOCAL_SIZE" in os.environ:
+        os.environ.setdefault("LOCAL_WORLD_SIZE", os.environ["LOCAL_SIZE"])
 
 
 def _help(name: str) -> Mapping[str, str]:
@@ -161,6 +168,7 @@ class ClipTrainingArguments(TrainingArguments):
         self._require_one_batch_per_step()
         require_engine_options(self)
         self._require_checkpoints()
+        _name_local_world_size()
         if not torch.accelerator.is_available():
             self.use_cpu = True  # or, under DeepSpeed, each process takes itself for the only one
         self._choose_metric()
