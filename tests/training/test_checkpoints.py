@@ -96,7 +96,10 @@ def test_where_a_run_begins(tmp_path, caplog):
     for step in (2, 10):
         write(tmp_path / f"checkpoint-{step}")
     assert checkpoint_to_resume("True", tmp_path) == str(tmp_path / "checkpoint-10")
-    assert checkpoint_to_resume(str(tmp_path / "checkpoint-2"), tmp_path) == str(tmp_path / "checkpoint-2")
+    assert checkpoint_to_resume(str(tmp_path / "checkpoint-10"), tmp_path) == str(tmp_path / "checkpoint-10")
+    assert checkpoint_to_resume(str(tmp_path / "checkpoint-2"), tmp_path / "new") == str(tmp_path / "checkpoint-2")
+    with pytest.raises(ValueError, match="checkpoints that do not come from it, such as checkpoint-10"):
+        checkpoint_to_resume(str(tmp_path / "checkpoint-2"), tmp_path)
     with pytest.raises(ValueError, match=r"no trainer_state.json.*checkpoint-10"):
         checkpoint_to_resume(str(tmp_path / "checkpoint-3"), tmp_path)
 

@@ -73,6 +73,22 @@ def test_sigterm_saves_and_ends_and_the_run_continues(num_workers, tmp_path):
         assert torch.equal(parameter, expected)
 
 
+class Signals(torch.utils.data.Dataset):
+    """Whether the process that reads them heeds SIGTERM."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return {"heeds": signal.getsignal(signal.SIGTERM) is not signal.SIG_IGN}
+
+
+def test_workers_of_transformers_loaders_outlast_sigterm(tmp_path):
+    trainer = make_trainer(tmp_path, dataloader_num_workers=1)
+    trainer.data_collator = list
+    assert [sample["heeds"] for batch in trainer.get_eval_dataloader(Signals()) for sample in batch] == [False, False]
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_a_resumed_run_draws_the_random_numbers_of_a_whole_one(tmp_path):
     options = {"use_cpu": False, "max_steps": 6, "patch_dropout": 0.5, "grad_cache_chunk_size": 3, "bf16": True}
@@ -178,6 +194,67 @@ def test_a_new_run_does_not_begin_among_the_checkpoints_of_another(tmp_path):
     with pytest.raises(ValueError, match=r"such as checkpoint-\d, .* true, name another --output_dir, or delete them"):
         again.train()
     assert again.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 1e-5}, "learning_rate was 0.0005 and is 1e-05"),
+        ({"adam_beta2": 0.5}, "adam_beta2 was None and is 0.5"),
+        ({"optim": "sgd"}, "optim was adamw_torch_fused and is sgd"),
+        ({"image_locked_steps": -1}, "image_locked_steps was 0 and is -1"),
+        ({"per_device_train_batch_size": 2}, "global_batch_size was 8 and is 2"),
+    ],
+)
+def test_another_run_is_not_continued(changes, message, tmp_path):
+    """What the optimizer's state holds would be taken from there, and a smaller batch end the run at once."""
+    options = SAVING | {"per_device_train_batch_size": 8}
+    make_trainer(tmp_path, **options | {"max_steps": 2}).train()
+    again = make_trainer(tmp_path, **options | changes)
+    with pytest.raises(ValueError, match=f"{message}. Restore it, or begin a new run .* --model .*checkpoint-2"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_another_model_is_not_continued(tmp_path):
+    make_trainer(tmp_path, **SAVING | {"max_steps": 2}).train()
+    model = tiny_model("vit")
+    model.config.text_config.num_attention_heads *= 2
+    with pytest.raises(ValueError, match=r"text_config.num_attention_heads was 4 and is 8"):
+        make_trainer(tmp_path, model, **SAVING).train(resume_from_checkpoint=True)
+
+
+def test_a_branch_does_not_grow_among_the_checkpoints_of_another(tmp_path):
+    make_trainer(tmp_path, **SAVING).train()
+    with pytest.raises(ValueError, match="has checkpoints that do not come from it, such as checkpoint-6"):
+        make_trainer(tmp_path, **SAVING).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    last = make_trainer(tmp_path, **SAVING)
+    last.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert last.state.global_step == 6
+
+
+@pytest.mark.parametrize("num_lost", [0, 1])
+def test_an_evaluation_that_was_missed_is_made_and_changes_no_number(num_lost, tmp_path):
+    """The run is killed between the checkpoint of the last step of an epoch and its evaluation."""
+    model = tiny_model("vit")
+    pairs = {"pairs": TinyPairs(model.config, 24), "eval_pairs": TinyPairs(model.config, 8)}
+    options = pairs | {"max_steps": -1, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    options |= {"patch_dropout": 0.5, "eval_strategy": "epoch", "metric_for_best_model": "mean_recall"}
+    whole = make_trainer(tmp_path / "whole", tiny_model("vit"), **options)
+    whole.train()
+    stopped = tmp_path / "stopped"
+    make_trainer(stopped, tiny_model("vit"), **options).train()
+    for step in (3, 6)[2 - num_lost :]:
+        shutil.rmtree(stopped / f"checkpoint-{step}")
+    resumed = make_trainer(stopped, tiny_model("vit"), **options)
+    resumed.train(resume_from_checkpoint="true")
+    of_whole, of_resumed = (
+        {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+        for trainer in (whole, resumed)
+    )
+    assert len(of_whole) == 2 and of_resumed == {step: of_whole[step] for step in of_resumed}
+    assert len(of_resumed) == 2
+    for parameter, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
+        assert torch.equal(parameter, expected)
 
 
 FULL_DISK = """

@@ -122,7 +122,7 @@ def checkpoint_to_resume(resume_from: str | bool | None, folder: Path) -> str | 
         folder: of the run's checkpoints.
 
     Raises:
-        ValueError: there is no such checkpoint, or it holds no more than weights.
+        ValueError: there is no such checkpoint, or it holds no more than weights, or the folder has later ones.
     """
     if not is_resuming(resume_from):
         return None
@@ -137,6 +137,12 @@ def checkpoint_to_resume(resume_from: str | bool | None, folder: Path) -> str | 
             f"folder, or true for the last one of {folder}, which is {last or 'not there yet'}"
         )
     _require_state(Path(str(resume_from)))
+    if last is not None and not Path(last).samefile(str(resume_from)):
+        raise ValueError(
+            f"resume_from_checkpoint is {resume_from}, but {folder} has checkpoints that do not come from it, such as "
+            f"{Path(last).name}, which would later be taken for this run's last: delete them, or name another "
+            "--output_dir"
+        )
     return str(resume_from)
 
 

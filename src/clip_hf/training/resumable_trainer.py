@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, TrainOutput, get_last_checkpoint
 from transformers.utils import logging
 
 from clip_hf.distributed import all_gather
@@ -33,6 +33,7 @@ from clip_hf.training.checkpoints import (
 from clip_hf.training.engines import divides_parameters
 from clip_hf.training.interruption import EXIT_CODE, StopOnSigterm, outlasting_sigterm
 from clip_hf.training.training_args import ClipTrainingArguments
+from clip_hf.training.unchanged_options import check_unchanged_options, save_unchanged_options
 
 logger = logging.get_logger(__name__)
 
@@ -95,7 +96,8 @@ class ResumableTrainer(Trainer):
 
         Raises:
             ValueError: there is no such checkpoint, or it holds no more than weights, or DeepSpeed's state of another
-                number of processes; or a new run is to begin among the checkpoints of another.
+                number of processes; or it is of another global batch, optimizer or model; or a new run is to begin
+                among the checkpoints of another.
             SystemExit: SIGTERM came; the state of training is saved, and the code is 143.
         """
         folder = Path(self.args.output_dir)
@@ -107,9 +109,10 @@ class ResumableTrainer(Trainer):
             require_no_checkpoints(folder)
             if is_resuming(resume_from_checkpoint):
                 logger.warning(f"There is no checkpoint in {folder} yet: the run begins anew")
-        self.args.eval_on_start &= checkpoint is None  # a run that goes on has been evaluated at its start
-        if checkpoint is not None and self.is_deepspeed_enabled:
-            self._check_same_processes(Path(checkpoint))
+        if checkpoint is not None:
+            check_unchanged_options(Path(checkpoint), self.args, self.model.config)
+            if self.is_deepspeed_enabled:
+                self._check_same_processes(Path(checkpoint))
         output = super().train(checkpoint, *args, **kwargs)
         if self._sigterm.is_stopped:
             sys.exit(EXIT_CODE)
@@ -156,7 +159,10 @@ class ResumableTrainer(Trainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = outlasting_sigterm(loader.worker_init_fn)
+        inner = getattr(loader, "base_dataloader", loader)  # accelerate's does not pass on what it is given
+        inner.worker_init_fn = outlasting_sigterm(inner.worker_init_fn)
+        if not kwargs.get("is_training"):
+            inner.generator = torch.Generator()  # or an evaluation would change the numbers that training draws
         return loader
 
     def _init_training_state(
@@ -165,6 +171,8 @@ class ResumableTrainer(Trainer):
         epoch, num_batches = super()._init_training_state(
             max_steps, num_steps_per_epoch, num_epochs, checkpoint, trial
         )
+        if checkpoint is not None:  # a run that goes on has been evaluated at its start
+            self.args.eval_on_start = self._has_missed_evaluation(max_steps)
         if checkpoint is not None and self.state.best_model_checkpoint is None:  # the folder may have been moved
             best = Path(checkpoint).parent / f"checkpoint-{self.state.best_global_step}"
             self.state.best_model_checkpoint = str(best) if best.is_dir() else None
@@ -175,6 +183,23 @@ class ResumableTrainer(Trainer):
             self._loader.load_state_dict(states)
             return self._loader.epoch, 0  # batches to skip: the loader is behind them
         return epoch, num_batches
+
+    def _has_missed_evaluation(self, max_steps: int) -> bool:
+        """Whether the run was killed between the checkpoint of an epoch's last step and the epoch's evaluation."""
+        step = self.state.global_step
+        is_at_end = float(self.state.epoch or 0).is_integer() or step >= max_steps
+        of_step = (entry for entry in self.state.log_history if entry["step"] == step)
+        is_evaluated = any(name.startswith("eval_") for entry in of_step for name in entry)
+        return self.args.eval_strategy == IntervalStrategy.EPOCH and is_at_end and not is_evaluated
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        is_late = skip_scheduler and self.state.global_step > 0  # see _has_missed_evaluation
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler and not is_late)
+        if is_late and self._determine_best_metric(metrics, trial):
+            self.state.best_model_checkpoint = str(
+                Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
+            )
+        return metrics
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
         # With save_strategy=best, this is also whether a step is saved.
@@ -198,6 +223,7 @@ class ResumableTrainer(Trainer):
                 self.state.best_model_checkpoint = str(checkpoint)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                save_unchanged_options(folder / UNFINISHED / checkpoint.name, self.args, self.model.config)
                 self.state.save_to_json(str(folder / UNFINISHED / checkpoint.name / TRAINER_STATE_NAME))
                 publish(folder / UNFINISHED / checkpoint.name, folder)
                 discard_oldest(folder, self.args.save_total_limit, [self.state.best_model_checkpoint])

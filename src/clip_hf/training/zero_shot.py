@@ -122,6 +122,7 @@ class ZeroShotEvaluation:
             num_workers=self._num_workers,
             collate_fn=list,
             worker_init_fn=outlasting_sigterm(),
+            generator=torch.Generator(),  # leaves alone what training draws from
         )
         for number, batch in enumerate(loader):
             here = slice(number * self._batch_size, number * self._batch_size + len(batch))
