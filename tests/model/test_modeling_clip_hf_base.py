@@ -10,10 +10,19 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForZeroShotImageClassification
+from transformers import (
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
 from clip_hf import ClipHfModel, ClipHfResNetModel, ClipHfTextModel, ClipHfViTModel
 from tests.conversion.tiny_checkpoints import write_all_layouts
+from tests.open_clip_folders import custom_text, plain_weights, write_open_clip_folder
+from tests.openai_weights import openai_weights, save_archive
 from tests.tiny_models import TOWERS, random_ids, random_pixels, randomize_batch_norms, tiny_config, tiny_model
 
 IMAGE_CLASSES = {"vit": ClipHfViTModel, "resnet": ClipHfResNetModel}
@@ -85,6 +94,69 @@ def test_saved_tower_opens_by_auto_model(checkpoint, tmp_path):
     assert type(loaded) is image_class
     pixels = random_pixels(model.config)
     assert torch.equal(loaded(pixels).image_embeds, model.get_image_features(pixels).pooler_output)
+
+
+def write_layout(layout, tower, folder):
+    """Returns a checkpoint in the names of one layout, and its weights in float32."""
+    if layout == "openai":
+        save_archive(openai_weights(tower), folder / "model.pt")
+        return folder / "model.pt", plain_weights(tower)
+    if layout.startswith("open_clip"):
+        weights = custom_text(plain_weights(tower)) if layout.endswith("custom") else plain_weights(tower)
+        return write_open_clip_folder(folder / layout, tower, weights), weights
+    source = write_all_layouts(folder, tower)[layout]
+    weights = load_file(source / "model.safetensors")
+    return source, {name: w.float() if w.is_floating_point() else w for name, w in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("tower", "layout"),
+    [(tower, layout) for tower in TOWERS for layout in ("clip_hf", "open_clip", "open_clip_custom", "openai")]
+    + [("vit", "transformers")],
+)
+def test_original_format_has_the_names_and_the_values_that_were_read(tower, layout, tmp_path):
+    source, weights = write_layout(layout, tower, tmp_path)
+    is_image = {name: name.startswith(("vision_model.", "visual")) for name in weights}
+    expected = {
+        ClipHfModel: weights,
+        ClipHfTextModel: {n: w for n, w in weights.items() if not is_image[n] and n != "logit_scale"},
+        IMAGE_CLASSES[tower]: {n: w for n, w in weights.items() if is_image[n]},
+    }
+    for model_class, tensors in expected.items():
+        if layout == "openai" and model_class is not ClipHfModel:
+            continue  # such archives open as a whole
+        load = model_class.from_openai if layout == "openai" else model_class.from_pretrained
+        load(source, dtype=torch.float32).save_pretrained(tmp_path / "saved", save_original_format=True)
+        saved = load_file(tmp_path / "saved" / "model.safetensors")
+        assert saved.keys() == tensors.keys()
+        assert [n for n in saved if saved[n].dtype != tensors[n].dtype or not torch.equal(saved[n], tensors[n])] == []
+        model_class.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("reference_class", "model_class"),
+    [
+        (CLIPTextModel, ClipHfTextModel),
+        (CLIPTextModelWithProjection, ClipHfTextModel),
+        (CLIPVisionModel, ClipHfViTModel),
+        (CLIPVisionModelWithProjection, ClipHfViTModel),
+    ],
+)
+def test_original_format_of_a_transformers_tower_has_its_names(reference_class, model_class, tmp_path):
+    joint = write_all_layouts(tmp_path, "vit")["transformers"]
+    reference = reference_class.from_pretrained(joint, dtype=torch.float32)
+    reference.save_pretrained(tmp_path / "tower")
+    model = model_class.from_pretrained(tmp_path / "tower")
+    model.save_pretrained(tmp_path / "saved", save_original_format=True)
+    saved, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("saved", "tower"))
+    assert saved.keys() == expected.keys()
+    assert all(torch.equal(saved[name], expected[name]) for name in saved)
+
+
+def test_original_format_of_a_model_that_was_never_read_is_ours(tmp_path):
+    model = tiny_model("vit")
+    model.save_pretrained(tmp_path, save_original_format=True)
+    assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
 
 
 def edit_weights(folder, edit):

@@ -1,9 +1,10 @@
 """How the parameters of transformers' CLIP, OpenAI's CLIP and OpenCLIP are named here.
 
 The tables are registered with transformers' checkpoint loader, one per class, so that `from_pretrained` reads all
-three layouts and `save_pretrained(..., save_original_format=True)` writes back the one that was read. The joint
-model's table sends each key to its tower; a tower's table renames inside the tower and also serves a tower opened by
-itself.
+three layouts and `save_pretrained(..., save_original_format=True)` writes back the names that were read: transformers
+then reverses the used rows from last to first, so a row that names one weight comes after a wider one that would take
+it. The joint model's table sends each key to its tower; a tower's table renames inside the tower and also serves a
+tower opened by itself.
 
 Names in the other layouts: openai/CLIP clip/model.py@d05afc4, transformers models/clip/modeling_clip.py@5.23.0.
 OpenCLIP's default layout is OpenAI's; its "custom text" layout puts the text tower under `text.`.
@@ -170,7 +171,7 @@ def _transformer_table() -> list[WeightTransform]:
 
 # Both towers of OpenAI's layout say `transformer.resblocks`: the intermediate prefix `openai.` keeps them apart.
 _IMAGE_TOWER_TABLE: list[WeightTransform] = [
-    WeightRenaming(r"^vision_model\.", ""),
+    WeightRenaming(r"^vision_model\.", r"^(?!visual_projection\.)"),  # the look-ahead counts in reverse alone
     WeightRenaming(r"^visual_projection\.", "projection."),
     WeightRenaming(r"^visual\.", "openai."),
 ]
@@ -185,22 +186,23 @@ VIT_TABLE: list[WeightTransform] = [
     WeightRenaming(r"^embeddings\.position_embedding\.weight", "embeddings.position_embedding"),
     WeightRenaming(r"^pre_layrnorm\.", "pre_layernorm."),
     *_transformer_table(),
-    WeightConverter(r"^openai\.proj", "projection.weight", [Transpose(0, 1)]),
+    # In reverse, transformers finds a converter by the text of its pattern: the text tower's has no backslash.
+    WeightConverter(r"^openai\.proj", r"projection\.weight", [Transpose(0, 1)]),
     WeightConverter(r"^embeddings\.position_embedding", "embeddings.position_embedding", [ResizePositions()]),
 ]
 
 RESNET_TABLE: list[WeightTransform] = [
     *_IMAGE_TOWER_TABLE,
     WeightRenaming(r"^openai\.attnpool\.c_proj\.", "projection."),
-    WeightRenaming(r"^openai\.attnpool\.positional_embedding", "attention_pool.position_embedding"),
     WeightRenaming(r"^openai\.attnpool\.", "attention_pool."),
+    WeightRenaming(r"^attention_pool\.positional_embedding", "attention_pool.position_embedding"),
     WeightRenaming(r"^openai\.(layer\d)\.", r"\1."),
     WeightRenaming(r"^openai\.", "stem."),
     WeightConverter(r"^attention_pool\.position_embedding", "attention_pool.position_embedding", [ResizePositions()]),
 ]
 
 TEXT_TABLE: list[WeightTransform] = [
-    WeightRenaming(r"^text_model\.", ""),
+    WeightRenaming(r"^text_model\.", r"^(?!text_projection\.)"),
     WeightRenaming(r"^text_projection\.weight", "projection.weight"),
     WeightRenaming(r"^text\.", ""),
     WeightRenaming(r"^(token_embedding|positional_embedding|transformer|ln_final|text_projection)", r"openai.\1"),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_clip_hf_towers import ClipHfImageConfig
@@ -101,9 +102,14 @@ class ClipHfPreTrainedModel(PreTrainedModel):
         Args:
             save_directory: the folder, made if needed.
             args: as in `PreTrainedModel.save_pretrained`.
-            save_original_format: True writes the layout that the weights were loaded from.
+            save_original_format: True gives the weights the names and shapes that they were loaded with; the
+                configuration is ours all the same. scripts/convert_checkpoint.py writes all files of a layout.
             kwargs: as in `PreTrainedModel.save_pretrained`.
         """
+        if save_original_format:
+            # Under ZeRO-3, transformers leaves the rows for other layouts in. Without a renaming, the layout is ours.
+            self._weight_conversions = [row for row in getattr(self, "_weight_conversions", ()) if row.was_used()]
+            save_original_format = any(isinstance(row, WeightRenaming) for row in self._weight_conversions)
         for key in self.config.sub_configs:  # loading writes the dtype there too; both must save the same file
             getattr(self.config, key).dtype = self.dtype
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
