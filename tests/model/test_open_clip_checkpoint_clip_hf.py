@@ -44,7 +44,7 @@ def test_features_are_the_published_formulas(tower, layout, pickled, tmp_path):
     heads = model.config.vision_config.num_attention_heads
     torch.testing.assert_close(images, published_clip.encode_image(weights, pixels, heads), rtol=0, atol=1e-12)
     torch.testing.assert_close(texts, published_clip.encode_text(weights, ids, 1), rtol=0, atol=1e-12)
-    assert model.config.name_or_path == str(folder)
+    assert model.name_or_path == model.config.name_or_path == str(folder)
 
 
 def test_the_checkpoint_of_a_training_run_opens_as_bin(tmp_path):

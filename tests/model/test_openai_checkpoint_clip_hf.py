@@ -32,7 +32,7 @@ def test_features_are_the_published_formulas(tower, kind, tmp_path):
     weights, path = openai_weights(tower), tmp_path / "clip.pt"
     save_archive(weights, path) if kind == "archive" else torch.save(weights, path)
     model = ClipHfModel.from_openai(path, dtype=torch.float64)
-    assert model.config.name_or_path == str(path)
+    assert model.name_or_path == model.config.name_or_path == str(path)
     pixels, ids = random_pixels(model.config).double(), random_ids(model.config)
     weights = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
     with torch.no_grad():

@@ -133,7 +133,7 @@ class ClipHfModel(ClipHfPreTrainedModel):
             model: Any = cls.from_pretrained(None, config=config, state_dict=weights, **kwargs)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        model.config.name_or_path = str(path)
+        model.name_or_path = model.config.name_or_path = str(path)
         return model
 
     @property

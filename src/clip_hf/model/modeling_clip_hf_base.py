@@ -91,7 +91,7 @@ class ClipHfPreTrainedModel(PreTrainedModel):
             config = cls.config_class.from_pretrained(source, **hub_arguments, **fields)
         weights = read_weights(source, names, trust_pickle, **hub_arguments)
         model, info = super().from_pretrained(None, *args, config=config, state_dict=weights, **kwargs)
-        model.config.name_or_path = str(source)
+        model.name_or_path = model.config.name_or_path = str(source)
         return model, info
 
     def save_pretrained(
