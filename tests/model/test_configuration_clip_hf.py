@@ -181,5 +181,15 @@ def test_scaled_configuration():
     config = ClipHfConfig.from_compute_multiplier(4, projection_dim=640)
     assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (640, 12)
     assert (config.vision_config.width, config.vision_config.depths) == (80, (5, 6, 10, 5))
-    with pytest.raises(ValueError, match=r"0\.5, but must be at least 1"):
-        ClipHfConfig.from_compute_multiplier(0.5)
+    for multiplier in (0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"{multiplier}, but must be a finite number of at least 1"):
+            ClipHfConfig.from_compute_multiplier(multiplier)
+
+
+def test_scaled_configuration_overrides_single_fields():
+    config = ClipHfConfig.from_compute_multiplier(
+        4, text_config={"vocab_size": 1000}, vision_config={"image_size": 256}
+    )
+    assert (config.text_config.vocab_size, config.text_config.hidden_size) == (1000, 640)
+    assert isinstance(config.vision_config, ClipHfResNetConfig)
+    assert (config.vision_config.image_size, config.vision_config.width) == (256, 80)

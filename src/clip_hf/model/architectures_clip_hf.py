@@ -3,6 +3,7 @@
 Numbers: CLIP paper (Radford et al. 2021, arXiv 2103.00020), tables 18 to 20.
 """
 
+import math
 from typing import Any
 
 
@@ -70,10 +71,12 @@ def scale_resnet(multiplier: float) -> dict[str, Any]:
         "width", "depths", "image_size" (pixels) and "text_width".
 
     Raises:
-        ValueError: the multiplier is below 1.
+        ValueError: the multiplier is below 1 or not finite.
     """
-    if multiplier < 1:
-        raise ValueError(f"the compute multiplier is {multiplier}, but must be at least 1 (RN50 itself)")
+    if not 1 <= multiplier < math.inf:
+        raise ValueError(
+            f"the compute multiplier is {multiplier}, but must be a finite number of at least 1 (RN50 itself)"
+        )
     width = 16 * round(64 * multiplier ** (1 / 6) / 16)
     return {
         "width": width,

@@ -123,11 +123,7 @@ class ClipHfConfig(ClipHfBaseConfig):
         """
         if name not in ARCHITECTURES:
             raise ValueError(f"unknown architecture '{name}'; the known ones are {', '.join(ARCHITECTURES)}")
-        fields = dict(ARCHITECTURES[name])
-        for key in ("text_config", "vision_config"):
-            override = overrides.pop(key, {})
-            fields[key] = {**fields[key], **override} if isinstance(override, dict) else override
-        return cls(**{**fields, **overrides})
+        return cls._from_fields(ARCHITECTURES[name], overrides)
 
     @classmethod
     def from_compute_multiplier(cls, multiplier: float, **overrides: Any) -> Self:
@@ -135,18 +131,25 @@ class ClipHfConfig(ClipHfBaseConfig):
 
         Args:
             multiplier: compute of the image tower relative to RN50, at least 1.
-            overrides: fields of `ClipHfConfig`, `projection_dim` above all: the paper's choices follow no formula.
+            overrides: as in `from_architecture`, `projection_dim` above all: the paper's choices follow no formula.
 
         Raises:
-            ValueError: the multiplier is below 1.
+            ValueError: the multiplier is below 1 or not finite.
         """
         scaled = scale_resnet(multiplier)
         text_width = scaled.pop("text_width")
         vision_config = {"model_type": ClipHfResNetConfig.model_type, **scaled}
-        return cls(
-            **{"projection_dim": 1024, "text_config": {"hidden_size": text_width}, "vision_config": vision_config}
-            | overrides
-        )
+        fields = {"projection_dim": 1024, "text_config": {"hidden_size": text_width}, "vision_config": vision_config}
+        return cls._from_fields(fields, overrides)
+
+    @classmethod
+    def _from_fields(cls, fields: dict[str, Any], overrides: dict[str, Any]) -> Self:
+        """Returns the configuration with single fields overridden, those of the towers, too."""
+        merged = fields | overrides
+        for key in cls.sub_configs_defaults:
+            if isinstance(override := merged[key], dict):
+                merged[key] = fields[key] | override
+        return cls(**merged)
 
 
 ClipHfConfig.register_for_auto_class()
