@@ -331,6 +331,45 @@ def test_scale_never_exceeds_100_and_can_come_back(value, gradient_sign, passes)
     assert (model.logit_scale.grad != 0).item() == passes
 
 
+def _value(parameters, inputs, model):
+    output = torch.func.functional_call(model, parameters, (), dict(inputs))
+    return output.pooler_output.square().sum() if output.loss is None else output.loss
+
+
+def _assert_gradients(found, model, inputs):
+    parameters = dict(model.named_parameters())
+    expected = torch.autograd.grad(_value({}, inputs, model), list(parameters.values()), materialize_grads=True)
+    for name, gradient in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("value", [1.0, 5.0])  # of the temperature: below its bound and above
+@pytest.mark.parametrize("tower", TOWERS)
+def test_functional_gradients_are_those_of_the_backward_pass(tower, value):
+    model = tiny_model(tower).double().eval()
+    model.logit_scale.data.fill_(value)
+    ids, pixels = random_ids(model.config), random_pixels(model.config).double()
+    inputs = {"input_ids": ids, "pixel_values": pixels, "return_loss": True}
+    found = torch.func.grad(_value)(dict(model.named_parameters()), inputs, model)
+    _assert_gradients(found, model, inputs)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("names", [["pixel_values"], ["input_ids"], ["input_ids", "pixel_values", "return_loss"]])
+@pytest.mark.parametrize("tower", TOWERS)
+def test_gradients_of_each_sample_at_once_are_those_of_a_loop(tower, names):
+    model = tiny_model(tower).double().eval()
+    batch = {"input_ids": random_ids(model.config), "pixel_values": random_pixels(model.config).double()}
+    batch = {name: tensor.unflatten(0, (2, 2)) for name, tensor in batch.items()} | {"return_loss": True}
+    axes = {name: None if name == "return_loss" else 0 for name in names}
+    inputs = {name: batch[name] for name in names}
+    gradients = torch.func.vmap(torch.func.grad(_value), (None, axes, None))
+    found = gradients(dict(model.named_parameters()), inputs, model)
+    for index in range(2):
+        sample = {name: inputs[name] if axis is None else inputs[name][index] for name, axis in axes.items()}
+        _assert_gradients({name: gradient[index] for name, gradient in found.items()}, model, sample)
+
+
 @pytest.mark.parametrize("part", ["joint", "text"])
 def test_tokens_can_be_added(part, tmp_path):
     joint = tiny_model("vit").eval()

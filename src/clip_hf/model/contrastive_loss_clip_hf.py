@@ -41,6 +41,8 @@ def whole_float32(device_type: str) -> Iterator[None]:
 class _Logits(torch.autograd.Function):
     """Products of all images (B, D) with all texts (N, D) in whole float32, whatever surrounds the backward pass."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(images: Tensor, texts: Tensor) -> Tensor:
         with whole_float32(images.device.type):

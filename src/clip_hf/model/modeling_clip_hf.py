@@ -84,15 +84,21 @@ class _BoundFromAbove(torch.autograd.Function):
     An ordinary clamp has no gradient beyond its bound, so a parameter that steps over it would stay there for ever.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(x >= bound)
+    def forward(x: Tensor, bound: float) -> Tensor:
         return x.clamp(max=bound)
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        x, ctx.bound = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (at_bound,) = ctx.saved_tensors
-        return gradient.masked_fill(at_bound & (gradient < 0), 0), None
+        (x,) = ctx.saved_tensors
+        return gradient.masked_fill((x >= ctx.bound) & (gradient < 0), 0), None
 
 
 class ClipHfModel(ClipHfPreTrainedModel):

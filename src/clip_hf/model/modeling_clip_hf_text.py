@@ -178,15 +178,16 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
 
         Raises:
             ValueError: the texts are too long, or one has no end-of-text token. The latter is looked for on the CPU
-                alone; an accelerator would have to wait for the answer. Or a prefix is to be shared by texts of which
-                more than the feature is asked for.
+                alone, as an accelerator would have to wait for the answer, and not under `torch.func`. Or a prefix is
+                to be shared by texts of which more than the feature is asked for.
         """
         if share_prefix and not pooled_only:
             raise ValueError(
                 "share_prefix=True leaves no last_hidden_state of whole texts: pass pooled_only=True, too"
             )
         is_eos = input_ids == self.config.eos_token_id
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        is_transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if input_ids.device.type == "cpu" and not is_transformed:
             require_end_of_text(is_eos, self.config.eos_token_id)
         shares_prefix = share_prefix and self._can_share_prefix(kwargs)
         prefix_length = shared_prefix_length(input_ids, self.config.eos_token_id) if shares_prefix else 0

@@ -87,6 +87,8 @@ def attend(
 class _QuickGelu(torch.autograd.Function):
     """Keeps its input alone for the backward pass, where the plain formula keeps three tensors of the MLP's width."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(inputs: Tensor) -> Tensor:
         return (QUICK_GELU_SLOPE * inputs).sigmoid_().mul_(inputs)
