@@ -170,6 +170,32 @@ def test_cleaning_survives_every_layout(layout, clean, tmp_path):
     assert again("a &amp; b")["input_ids"] == checkpoint.tokenizer("a &amp; b")["input_ids"]
 
 
+@pytest.mark.parametrize("layout", ["clip_hf", "transformers", "open_clip"])
+def test_a_processor_that_leaves_pixels_raw_becomes_one_that_normalises_as_the_model_does(layout, tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, "vit")
+    checkpoint.config.vision_config.image_mean, checkpoint.config.vision_config.image_std = (0.5,) * 3, (0.25,) * 3
+    options = checkpoint.image_processor.to_dict()
+    checkpoint.image_processor = ClipHfImageProcessor(**options | {"do_rescale": False, "do_normalize": False})
+    write_checkpoint(checkpoint, tmp_path / "raw", "clip_hf")
+    convert(tmp_path / "raw", tmp_path / "written", layout)
+    again = read_checkpoint(str(tmp_path / "written"))
+    assert again.config.vision_config.image_mean == pytest.approx((0.5,) * 3)
+    assert again.config.vision_config.image_std == pytest.approx((0.25,) * 3)
+    assert again.image_processor.do_normalize is again.image_processor.do_rescale is (layout != "clip_hf")
+    if layout != "clip_hf":
+        assert tuple(again.image_processor.image_mean) == pytest.approx((0.5,) * 3)
+
+
+def test_a_processor_that_leaves_pixels_raw_goes_to_openai_where_the_model_has_its_numbers(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path, "vit")
+    options = checkpoint.image_processor.to_dict()
+    checkpoint.image_processor = ClipHfImageProcessor(**options | {"do_rescale": False, "do_normalize": False})
+    write_checkpoint(checkpoint, tmp_path / "written.pt", "openai")
+    checkpoint.config.vision_config.image_mean = (0.5,) * 3
+    with pytest.raises(ValueError, match="its code prepares images in one way"):
+        write_checkpoint(checkpoint, tmp_path / "other.pt", "openai")
+
+
 @pytest.mark.parametrize(
     ("layout", "clean", "notes"),
     [

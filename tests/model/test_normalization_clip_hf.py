@@ -97,4 +97,29 @@ def test_pixels_that_are_not_scaled_or_not_normalised_are_heeded():
     unscaled = {"do_rescale": False, "image_mean": 127.5, "image_std": [51.0, 102.0, 255.0]}
     assert normalization_of(unscaled) == {"image_mean": (0.5,) * 3, "image_std": pytest.approx((0.2, 0.4, 1.0))}
     found = normalization_of({"do_normalize": False, "image_mean": [0.5] * 3})
-    assert found == {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
+    assert found == {"image_mean": (0.0,) * 3, "image_std": pytest.approx((1.0,) * 3)}
+    assert normalization_of(RAW) == {"image_mean": (0.0,) * 3, "image_std": pytest.approx((1 / 255,) * 3)}
+
+
+def test_a_processor_that_leaves_pixels_raw_leaves_the_numbers_to_the_model(folder, tmp_path):
+    raw = ClipHfImageProcessor(**SIZES, **RAW)
+    assert normalization_of(raw.to_dict()) == {}
+    ClipHfModel.from_pretrained(folder).save_pretrained(tmp_path / "ours")
+    tiny_tokenizer().save_pretrained(tmp_path / "ours")
+    raw.save_pretrained(tmp_path / "ours")
+    Embedder(ClipHfModel.from_pretrained(tmp_path / "ours"), raw, None)
+    run = ClipTrainingArguments(str(tmp_path / "run"), use_cpu=True)
+    model, processor = build_model(ModelArguments(str(tmp_path / "ours")), [], run)
+    assert model.config.vision_config.image_mean == MEAN
+    assert processor.image_processor.do_normalize is False
+
+
+def test_transformers_own_pixels_that_nobody_scales_reach_the_tower_as_they_are(tmp_path):
+    theirs = tiny_transformers_model()
+    theirs.save_pretrained(tmp_path)
+    write_options(tmp_path, "preprocessor_config.json", **RAW)
+    raw = ClipHfImageProcessor.from_pretrained(tmp_path)(pictures(2), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        found = ClipHfModel.from_pretrained(tmp_path).eval().get_image_features(raw).pooler_output
+        expected = theirs.get_image_features(raw.float()).pooler_output
+    torch.testing.assert_close(found, expected)

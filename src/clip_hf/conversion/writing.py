@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from clip_hf.conversion.layouts import Layout, to_layout
 from clip_hf.conversion.reading import Checkpoint
 from clip_hf.model.bpe_clip_hf import OPENAI_VOCAB_SIZE
 from clip_hf.model.modeling_clip_hf import ClipHfModel
+from clip_hf.model.normalization_clip_hf import with_normalization
 from clip_hf.model.open_clip_checkpoint_clip_hf import OPEN_CLIP_CONFIG_FILE, OPEN_CLIP_WEIGHT_FILES
 from clip_hf.model.processing_clip_hf import ClipHfProcessor
 from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
@@ -76,6 +78,9 @@ def write_checkpoint(
     Raises:
         ValueError: the layout cannot express the model, or not in several files; nothing is written then.
     """
+    if layout != "clip_hf":  # of which alone the model normalises raw pixels
+        processor = with_normalization(checkpoint.image_processor, checkpoint.config.vision_config)
+        checkpoint = replace(checkpoint, image_processor=processor)
     in_one_file: dict[Layout, Callable[[Checkpoint, Path], None]] = {
         "open_clip": _write_open_clip,
         "openai": _write_openai,

@@ -23,10 +23,13 @@ def normalization_of(options: Mapping[str, Any]) -> dict[str, tuple[float, ...]]
     """Returns `image_mean` and `image_std`, three numbers each, of pixels between 0 and 1.
 
     Args:
-        options: of an image processor; what they do not say is left out.
+        options: of an image processor; what they do not say is left out, which of ours that leaves pixels raw, for
+            the model to normalise, is both.
     """
-    if options.get("do_normalize") is False:
-        return {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
+    if not options.get("do_normalize", True):
+        if str(options.get("image_processor_type")).startswith("ClipHf"):
+            return {}
+        options = {**options, "image_mean": 0.0, "image_std": 1.0}
     white = 255 * options.get("rescale_factor", 1 / 255) if options.get("do_rescale", True) else 255
     return {
         name: tuple((np.broadcast_to(options[name], 3) / white).tolist())
@@ -58,6 +61,20 @@ def read_normalization(source: str | PathLike[str], **hub_arguments: Any) -> dic
     if not Path(source).exists():
         logger.warning(f"No image processor of {source} is at hand: its images are taken to be normalised as OpenAI's")
     return {}
+
+
+def with_normalization(image_processor: Any, vision_config: Any) -> Any:
+    """Returns an image processor of ours that normalises, for models that do not: with the numbers of one that does.
+
+    Args:
+        image_processor: ours; returned as it is if it normalises.
+        vision_config: of the model that normalises its raw pixels.
+    """
+    if image_processor.do_normalize:
+        return image_processor
+    numbers = {name: list(getattr(vision_config, name)) for name in ("image_mean", "image_std")}
+    steps = {"do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True}
+    return type(image_processor).from_dict(image_processor.to_dict() | steps | numbers)
 
 
 def require_same_normalization(vision_config: Any, image_processor: Any) -> None:
