@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from clip_hf.conversion.checking import Files, compare
+from clip_hf.conversion.checking import Files, compare, require_same_tokens
 from clip_hf.conversion.layouts import LAYOUTS
 from clip_hf.conversion.reading import read_checkpoint, round_weights
 from clip_hf.conversion.writing import MAX_SHARD_SIZE, new_target, tokenizer_notes, write_checkpoint
@@ -54,7 +54,9 @@ def main(args: list[str] | None = None) -> None:
             num_values = sum(tensor.numel() for tensor in checkpoint.weights.values())
             checkpoint.weights.clear()  # the comparison opens two models, one after the other
             source = Files(arguments.source, checkpoint.layout, arguments.trust_pickle)
-            comparison = compare(source, Files(str(path), arguments.to), checkpoint.config, dtype)
+            target = Files(str(path), arguments.to)
+            require_same_tokens(checkpoint.tokenizer, target)
+            comparison = compare(source, target, checkpoint.config, dtype)
             dtype_name = str(checkpoint.config.dtype).removeprefix("torch.")
             if arguments.to == "clip_hf":
                 record_conversion(path, arguments.source, checkpoint.layout, dtype_name, str(comparison))

@@ -9,10 +9,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from clip_hf.conversion import checking
-from clip_hf.conversion.checking import Comparison, Files, compare, random_inputs
+from clip_hf.conversion.checking import Comparison, Files, compare, random_inputs, require_same_tokens
 from clip_hf.conversion.reading import read_checkpoint, round_weights
 from clip_hf.conversion.writing import write_checkpoint
 from tests.conversion.tiny_checkpoints import write_all_layouts
+from tests.open_clip_folders import small_tokenizer
 from tests.tiny_models import tiny_config
 
 TRANSFORMERS = f"transformers {transformers.__version__}"
@@ -110,3 +111,23 @@ def test_random_inputs_end_every_text_once_or_more_at_different_places(tower):
     assert len(set(ends.tolist())) > 1
     assert (ids.max(dim=1).values == config.text_config.eos_token_id).all()
     assert checking.BATCH_SIZE == len(ids) == len(pixels)
+
+
+@pytest.mark.parametrize("layout", ["clip_hf", "transformers", "open_clip", "openai"])
+def test_tokens_that_were_lost_are_noticed(paths, layout):
+    tokenizer = small_tokenizer()
+    require_same_tokens(tokenizer, files(paths, layout))
+    require_same_tokens(None, files(paths, layout))
+    tokenizer.add_tokens(["zebrafish", "<new>"])
+    if layout == "openai":  # which brings its own
+        return require_same_tokens(tokenizer, files(paths, layout))
+    message = "the tokenizer that was written has 530 tokens, the source's 532; these differ: <new>, zebrafish"
+    with pytest.raises(ValueError, match=message):
+        require_same_tokens(tokenizer, files(paths, layout))
+
+
+def test_a_token_that_is_no_longer_found_as_a_whole_is_noticed(paths):
+    tokenizer = small_tokenizer()
+    tokenizer.add_tokens("a</w>")
+    with pytest.raises(ValueError, match="has 530 tokens, the source's 530; these differ: a</w>"):
+        require_same_tokens(tokenizer, files(paths, "transformers"))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfProcessor
 from clip_hf.conversion import layouts, writing
@@ -183,6 +184,20 @@ def test_features_beyond_the_bound_leave_nothing(main, paths, tmp_path, monkeypa
     with pytest.raises(SystemExit, match=r"not converted: .*features differ by .*1e-04 are allowed"):
         main([str(paths["transformers"]), str(tmp_path / "target"), "--to", "open_clip"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_token_that_is_lost_on_the_way_leaves_nothing(main, paths, tmp_path, monkeypatch):
+    tokenizer = small_tokenizer()
+    tokenizer.add_tokens("a</w>")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    arguments = [str(paths["open_clip"]), str(tmp_path / "target"), "--to", "transformers"]
+    arguments += ["--tokenizer", str(tmp_path / "tokenizer")]
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "CLIPTokenizer", lambda added_tokens_decoder, **rest: CLIPTokenizer(**rest))
+        with pytest.raises(SystemExit, match=r"not converted: the tokenizer that was written .* differ: a</w>"):
+            main(arguments)
+    assert os.listdir(tmp_path) == ["tokenizer"]
+    main(arguments)
 
 
 # Not ru_maxrss: a process inherits its parent's.

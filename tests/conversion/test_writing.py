@@ -1,5 +1,6 @@
 """Files of every layout: bit-identical round trips, opened by those whose files they are, never half-written."""
 
+import copy
 import itertools
 import json
 import os
@@ -8,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor, CLIPModel, CLIPProcessor
+from tokenizers import AddedToken
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from clip_hf import ClipHfConfig, ClipHfImageProcessor, ClipHfModel, ClipHfTokenizer
 from clip_hf.conversion.reading import Checkpoint, read_checkpoint
@@ -122,6 +124,35 @@ def test_transformers_opens_its_folder_completely(transformers_folder):
 
 
 @pytest.mark.parametrize("layout", ["clip_hf", "transformers"])
+def test_added_tokens_keep_their_ids(layout, tmp_path):
+    checkpoint = checkpoint_with_added_tokens(tmp_path)
+    write_checkpoint(checkpoint, tmp_path / layout, layout)
+    written = AutoTokenizer.from_pretrained(tmp_path / layout)
+    assert type(written) is (ClipHfTokenizer if layout == "clip_hf" else CLIPTokenizer)
+    assert written.get_vocab() == checkpoint.tokenizer.get_vocab()
+    texts = ["a Zebrafish", "<X> a dog <new> dog", "zebrafishes"]
+    assert written(texts)["input_ids"] == checkpoint.tokenizer(texts)["input_ids"]
+    assert written("<x>")["input_ids"][1:-1] == [531]
+    assert read_checkpoint(str(tmp_path / layout)).tokenizer(texts)["input_ids"] == written(texts)["input_ids"]
+
+
+@pytest.mark.parametrize("layout", ["open_clip", "openai"])
+def test_layouts_that_end_with_the_last_token_of_all_say_why_they_hold_no_added_ones(layout, tmp_path):
+    message = "it reads a text at its largest id, 532 here, and this model at 529: ids .* added"
+    with pytest.raises(ValueError, match=message):
+        write_checkpoint(checkpoint_with_added_tokens(tmp_path), tmp_path / "target", layout)
+
+
+def checkpoint_with_added_tokens(folder):
+    checkpoint = tiny_checkpoint(folder, "vit")
+    checkpoint.tokenizer.add_tokens(["Zebrafish", AddedToken("<X>", special=True), "<new>"])
+    checkpoint.config.text_config.vocab_size = len(checkpoint.tokenizer)
+    name = "text_model.embeddings.token_embedding.weight"
+    checkpoint.weights[name] = torch.cat([checkpoint.weights[name], checkpoint.weights[name][:3]])
+    return checkpoint
+
+
+@pytest.mark.parametrize("layout", ["clip_hf", "transformers"])
 def test_shards(layout, tmp_path):
     checkpoint = tiny_checkpoint(tmp_path, "vit")
     write_checkpoint(checkpoint, tmp_path / "sharded", layout, max_shard_size="200KB")
@@ -149,6 +180,9 @@ def test_open_clip_looks_into_the_folder_for_a_vocabulary_that_is_not_openais(wr
 def test_openais_vocabulary_is_known(test_data, tmp_path):
     tokenizer = ClipHfTokenizer.from_openai_bpe(test_data / "openai_bpe" / "bpe_simple_vocab_16e6.txt.gz")
     assert is_openai_vocabulary(tokenizer)
+    split_otherwise = copy.deepcopy(tokenizer)
+    split_otherwise.add_tokens("dog</w>")
+    assert len(split_otherwise) == len(tokenizer) and not is_openai_vocabulary(split_otherwise)
     config = ClipHfConfig.from_architecture(
         "ViT-B/32", projection_dim=8, text_config={"hidden_size": 8}, vision_config={"hidden_size": 8}
     )

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 
 from clip_hf.conversion.foreign_configs import to_open_clip_model_config
 from clip_hf.conversion.layouts import Layout, is_ignored
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.model.modeling_clip_hf import ClipHfModel
 from clip_hf.model.openai_checkpoint_clip_hf import read_openai_checkpoint
+from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
 
 MAX_DIFFERENCE = 1e-4
 BATCH_SIZE = 3
@@ -95,6 +96,28 @@ def compare(source: Files, target: Files, config: ClipHfConfig, dtype: torch.dty
         originals.append(name)
         differences.append(difference)
     return Comparison(" and ".join(dict.fromkeys(originals)) or None, max(differences))
+
+
+def require_same_tokens(tokenizer: ClipHfTokenizer | None, target: Files) -> None:
+    """Raises ValueError unless the files that were written hold every token of a tokenizer, with the same id.
+
+    Args:
+        tokenizer: the source's; None if it has none.
+        target: what was written; OpenAI's files hold no tokenizer.
+    """
+    if tokenizer is None or target.layout == "openai":
+        return
+    read = ClipHfTokenizer.from_pretrained if target.layout == "clip_hf" else CLIPTokenizer.from_pretrained
+    written = read(target.place)
+    # Added tokens besides: one of the vocabulary may be among them, and texts are then split otherwise.
+    different = tokenizer.get_vocab().items() ^ written.get_vocab().items()
+    different |= tokenizer.added_tokens_encoder.items() ^ written.added_tokens_encoder.items()
+    other = sorted({token for token, _ in different})
+    if other:
+        raise ValueError(
+            f"the tokenizer that was written has {len(written)} tokens, the source's {len(tokenizer)}; these differ: "
+            f"{', '.join(other[:5])}{' ...' if other[5:] else ''}"
+        )
 
 
 def random_inputs(config: ClipHfConfig, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -114,7 +114,9 @@ def _require_common_traits(layout: Layout, config: ClipHfConfig) -> None:
     activations = {tower.hidden_act for tower in transformers}
     _require(layout, f"it has one of quick_gelu and gelu, not {activations}", activations in _ACTIVATIONS)
     _require(layout, "its layer norms add 1e-5", all(tower.layer_norm_eps == 1e-5 for tower in transformers))
-    _require(layout, "it reads a text at its largest id", text.eos_token_id == text.vocab_size - 1)
+    largest, end = text.vocab_size - 1, text.eos_token_id
+    reason = f"it reads a text at its largest id, {largest} here, and this model at {end}"
+    _require(layout, f"{reason}: ids behind that, as added tokens have, have no place there", end == largest)
     _require(layout, "its images have three channels", vision.num_channels == 3)
 
 

@@ -24,7 +24,7 @@ from clip_hf.conversion.foreign_configs import (
 )
 from clip_hf.conversion.layouts import Layout, to_layout
 from clip_hf.conversion.reading import Checkpoint
-from clip_hf.model.bpe_clip_hf import OPENAI_VOCAB_SIZE
+from clip_hf.model.bpe_clip_hf import END_OF_TEXT, OPENAI_VOCAB_SIZE, START_OF_TEXT
 from clip_hf.model.modeling_clip_hf import ClipHfModel
 from clip_hf.model.normalization_clip_hf import with_normalization
 from clip_hf.model.open_clip_checkpoint_clip_hf import OPEN_CLIP_CONFIG_FILE, OPEN_CLIP_WEIGHT_FILES
@@ -179,6 +179,7 @@ def _write_clip_tokenizer(tokenizer: ClipHfTokenizer | None, folder: Path) -> No
         vocab=vocab,
         merges=merges,
         model_max_length=tokenizer.model_max_length,
+        added_tokens_decoder=tokenizer.added_tokens_decoder,
         clean=tokenizer.clean,  # which ours reads again, and nobody else
     ).save_pretrained(folder)
 
@@ -205,11 +206,12 @@ def tokenizer_notes(tokenizer: ClipHfTokenizer | None, layout: Layout) -> list[s
 
 
 def is_openai_vocabulary(tokenizer: ClipHfTokenizer) -> bool:
-    """Returns whether a tokenizer has OpenAI's vocabulary, which OpenCLIP brings along."""
+    """Returns whether a tokenizer has OpenAI's vocabulary and nothing added, which OpenCLIP brings along."""
     _, merges = _vocabulary(tokenizer)
     lines = "\n".join(" ".join(pair) for pair in merges)
     is_same = hashlib.sha256(lines.encode()).hexdigest() == OPENAI_MERGES_SHA256
-    return is_same and len(tokenizer) == OPENAI_VOCAB_SIZE
+    has_added = tokenizer.added_tokens_encoder.keys() != {START_OF_TEXT, END_OF_TEXT}
+    return is_same and len(tokenizer) == OPENAI_VOCAB_SIZE and not has_added
 
 
 def _vocabulary(tokenizer: ClipHfTokenizer) -> tuple[dict[str, int], list[tuple[str, str]]]:
