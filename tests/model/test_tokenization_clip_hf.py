@@ -242,6 +242,23 @@ def test_tensors_are_those_that_transformers_makes(small, options):
         small(texts, return_tensors="pt")
 
 
+@pytest.mark.parametrize("options", [{}, {"padding": "max_length"}, {"max_length": 4, "truncation": True}])
+def test_what_a_padded_batch_tells_of_its_tokens_is_what_clip_tokenizer_tells(openai, peer, options):
+    texts = ["a dog", "two dogs run over the grass"]
+    options = {"padding": True, "return_tensors": "pt", **options}
+    ours, theirs = openai(texts, **options), peer(texts, **options)
+    assert len(ours.encodings) == 2 and ours.n_sequences == theirs.n_sequences == 1
+    for batch in (ours, pickle.loads(pickle.dumps(ours))):
+        for row, ids in enumerate(batch["input_ids"].tolist()):
+            assert batch[row].ids == ids
+            for name in ("tokens", "word_ids", "sequence_ids"):
+                assert getattr(batch, name)(row) == getattr(theirs, name)(row), name
+            for name in ("ids", "attention_mask", "special_tokens_mask", "type_ids", "offsets"):
+                assert getattr(batch[row], name) == getattr(theirs[row], name), name
+    assert [encoding.ids for encoding in ours.encodings] == ours["input_ids"].tolist()
+    assert [len(encoding) for encoding in ours.encodings[:1]] == [len(ours["input_ids"][0])]
+
+
 def test_padding_on_the_left_is_refused(small, tmp_path):
     small.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="reads causally from the left"):

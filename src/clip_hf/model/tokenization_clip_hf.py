@@ -9,8 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-import torch
 from tokenizers import AddedToken, models, processors, trainers
 from transformers import BatchEncoding, TokenizersBackend
 from transformers.tokenization_utils_base import LARGE_INTEGER, TruncationStrategy
@@ -31,6 +29,7 @@ from .bpe_clip_hf import (
     read_vocabulary,
 )
 from .open_clip_checkpoint_clip_hf import read_open_clip_config
+from .padded_batch_clip_hf import is_plain_padded_batch, pad_batch
 from .text_preparation_clip_hf import prepare_text
 
 logger = logging.get_logger(__name__)
@@ -260,17 +259,15 @@ class ClipHfTokenizer(TokenizersBackend):
         is_cut = kwargs.get("truncation_strategy") != TruncationStrategy.DO_NOT_TRUNCATE
         if is_cut and kwargs.get("max_length") is not None and kwargs.get("add_special_tokens", True):
             check_context_length(kwargs["max_length"])
-        if _is_plain_padded_batch(text, kwargs):
+        if is_plain_padded_batch(text, kwargs):
             return self._encode_padded([self._prepare(one) for one in text], **kwargs)
         return super()._encode_plus(self._prepare(text), None, *args, **kwargs)
 
     def _encode_padded(self, texts: list[Any], **options: Any) -> BatchEncoding:
-        # transformers makes lists of numbers, padding included, and a tensor of them: as long again as to tokenize.
-        strategy, max_length = options["padding_strategy"], options.get("max_length")
         self.set_truncation_and_padding(
             padding_strategy=PaddingStrategy.DO_NOT_PAD,
             truncation_strategy=options["truncation_strategy"],
-            max_length=max_length,
+            max_length=options.get("max_length"),
             stride=0,
             pad_to_multiple_of=None,
             padding_side=None,
@@ -278,17 +275,10 @@ class ClipHfTokenizer(TokenizersBackend):
         split = options.get("split_special_tokens")
         self._tokenizer.encode_special_tokens = self.split_special_tokens if split is None else split
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=options.get("add_special_tokens", True))
-        rows = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-        longest = max(lengths.max(), max_length if strategy == PaddingStrategy.MAX_LENGTH else 0)
-        is_token = np.arange(longest) < lengths[:, None]
-        input_ids = np.full(is_token.shape, self.pad_token_id)
-        input_ids[is_token] = np.fromiter(itertools.chain.from_iterable(rows), np.int64, lengths.sum())
-        tensors = {"input_ids": torch.from_numpy(input_ids)}
+        shortest = options["max_length"] if options["padding_strategy"] == PaddingStrategy.MAX_LENGTH else 0
         wants_mask = options.get("return_attention_mask")
-        if wants_mask or (wants_mask is None and "attention_mask" in self.model_input_names):
-            tensors["attention_mask"] = torch.from_numpy(is_token.astype(np.int64))
-        return BatchEncoding(tensors, encodings)
+        wants_mask = "attention_mask" in self.model_input_names if wants_mask is None else wants_mask
+        return pad_batch(encodings, shortest, self.pad_token_id, self.pad_token, wants_mask)
 
     def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
         """Makes added tokens match in any case: what is cleaned reaches the tokenizers library in lower case."""
@@ -321,22 +311,6 @@ class ClipHfTokenizer(TokenizersBackend):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         return super()._save_pretrained(*args, **kwargs)
-
-
-def _is_plain_padded_batch(text: Any, options: dict[str, Any]) -> bool:
-    """Whether a list of texts is to become padded tensors of ids, and nothing else is asked for."""
-    others = (
-        *("is_split_into_words", "pad_to_multiple_of", "stride", "return_token_type_ids"),
-        *("return_overflowing_tokens", "return_special_tokens_mask", "return_offsets_mapping", "return_length"),
-    )
-    return (
-        isinstance(text, list | tuple)
-        and all(isinstance(one, str) for one in text)
-        and options.get("return_tensors") == "pt"
-        and options.get("padding_strategy") in (PaddingStrategy.LONGEST, PaddingStrategy.MAX_LENGTH)
-        and options.get("truncation_strategy") == TruncationStrategy.LONGEST_FIRST
-        and not any(options.get(name) for name in others)
-    )
 
 
 def check_context_length(context_length: int) -> None:
