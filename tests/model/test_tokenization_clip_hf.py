@@ -511,6 +511,25 @@ def test_pairs_and_empty_batches_are_refused(small):
         small([])
 
 
+@pytest.mark.parametrize("options", [{}, {"padding": True, "return_tensors": "pt"}])
+@pytest.mark.parametrize(
+    ("texts", "number"),
+    [
+        ([["the river", "a slow river"], ["wider", "low"]], 0),
+        ([("the river", "a slow river")], 0),
+        (["the river", ["wider", "low"]], 1),
+        ([["the river", "wider", "low"]], 0),
+        ([[]], 0),
+    ],
+)
+def test_several_captions_in_one_item_are_refused(small, texts, number, options):
+    kind = type(texts[number]).__name__
+    with pytest.raises(
+        ValueError, match=rf"string, but number {number} is a {kind}.*pass the captions as one flat list"
+    ):
+        small(texts, **options)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 

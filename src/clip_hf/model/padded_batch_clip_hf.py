@@ -46,7 +46,6 @@ def is_plain_padded_batch(text: Any, options: dict[str, Any]) -> bool:
     )
     return (
         isinstance(text, list | tuple)
-        and all(isinstance(one, str) for one in text)
         and options.get("return_tensors") == "pt"
         and options.get("padding_strategy") in (PaddingStrategy.LONGEST, PaddingStrategy.MAX_LENGTH)
         and options.get("truncation_strategy") == TruncationStrategy.LONGEST_FIRST

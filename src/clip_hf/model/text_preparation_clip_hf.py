@@ -2,6 +2,8 @@
 
 import html
 import re
+from collections.abc import Sequence
+from typing import Any
 
 # What cleaning may change: anything outside ASCII, control characters that are not white space, HTML entities.
 UNCLEAN = re.compile(r"[^\t\n\f\r -%'-~]")
@@ -9,6 +11,16 @@ UNCLEAN = re.compile(r"[^\t\n\f\r -%'-~]")
 # Group 1: a special string that stands as a word of its own. Group 2: punctuation right before one, which takes the
 # special string's first two characters into its own word.
 SPECIAL_STRING = re.compile(r"(<\|(?:start|end)oftext\|>)|((?:[^\w\s\u0345]|_)<\|)(?=(?:start|end)oftext\|>)")
+
+
+def check_texts(texts: Sequence[Any]) -> None:
+    """Raises a ValueError if one is not a string: the tokenizers library would take a list of two for a pair."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"A text must be a string, but number {number} is a {type(text).__name__}, {text!r:.80}: pass the "
+                "captions as one flat list (or the words of texts with is_split_into_words=True)"
+            )
 
 
 def prepare_text(text: str) -> str:

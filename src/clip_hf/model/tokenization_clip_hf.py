@@ -30,7 +30,7 @@ from .bpe_clip_hf import (
 )
 from .open_clip_checkpoint_clip_hf import read_open_clip_config
 from .padded_batch_clip_hf import is_plain_padded_batch, pad_batch
-from .text_preparation_clip_hf import prepare_text
+from .text_preparation_clip_hf import check_texts, prepare_text
 
 logger = logging.get_logger(__name__)
 
@@ -255,6 +255,8 @@ class ClipHfTokenizer(TokenizersBackend):
             raise ValueError("CLIP reads one text at a time, there is no text_pair: pass the texts as one list")
         if isinstance(text, list | tuple) and not text:
             raise ValueError("There are no texts to encode: the list is empty")
+        if isinstance(text, list | tuple) and not kwargs.get("is_split_into_words"):
+            check_texts(text)
         self._check_padding_side(kwargs.get("padding_side"))
         is_cut = kwargs.get("truncation_strategy") != TruncationStrategy.DO_NOT_TRUNCATE
         if is_cut and kwargs.get("max_length") is not None and kwargs.get("add_special_tokens", True):
