@@ -214,6 +214,33 @@ def test_an_engine_that_the_launcher_alone_asks_for_is_refused(engine, option, t
         make(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "own", "option"),
+    [
+        ("MIXED_PRECISION", "bf16", {}, "`--bf16 true`"),
+        ("MIXED_PRECISION", "fp16", {"bf16": True}, "`--fp16 true`"),
+        ("MIXED_PRECISION", "fp8", {}, "launch with `--mixed_precision no`"),
+        ("DYNAMO_BACKEND", "INDUCTOR", {}, "`--torch_compile_backend inductor`"),
+        ("DYNAMO_BACKEND", "EAGER", {"torch_compile": True}, "`--torch_compile_backend eager`"),
+    ],
+)
+def test_what_the_launcher_alone_asks_for_is_refused(name, value, own, option, tmp_path, monkeypatch):
+    """One launcher would train in another precision than the next, and no file of the run would say so."""
+    monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    with pytest.raises(ValueError, match=f"accelerate launch was told .*{option}"):
+        make(tmp_path, **own)
+
+
+def test_what_launcher_and_command_agree_on_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    assert make(tmp_path, bf16=True, torch_compile=True).mixed_precision == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    for compiled in ({"torch_compile": True}, {"torch_compile_mode": "default"}):
+        assert make(tmp_path, bf16=True, **compiled).torch_compile_backend == "inductor"
+
+
 def test_fsdp_is_asked_for_by_a_truth_value(tmp_path):
     assert make(tmp_path, fsdp="true").fsdp_plugin_args["fsdp_version"] == 2
     assert make(tmp_path, fsdp="false").fsdp_plugin_args is None

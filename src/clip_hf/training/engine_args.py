@@ -26,7 +26,8 @@ def require_engine_options(args: TrainingArguments) -> None:
         args: of the run; `fsdp` becomes a truth value where it is the word for one.
 
     Raises:
-        ValueError: the launcher alone asks for the engine, or there is no launcher, or no file of its configuration.
+        ValueError: the launcher alone asks for the engine, a precision or a compiler; or there is no launcher, or no
+            file of its configuration.
     """
     if str(args.fsdp).lower() in ("true", "false"):
         args.fsdp = str(args.fsdp).lower() == "true"
@@ -37,6 +38,7 @@ def require_engine_options(args: TrainingArguments) -> None:
                 f"accelerate launch was told to use {engine}, but the command itself decides how: add `{option}` to "
                 f"it, behind {sys.argv[0]}"
             )
+    _require_same_asked_of_launcher(args)
     config = args.deepspeed
     if config and isinstance(config, str) and not config.lstrip().startswith("{") and not Path(config).is_file():
         raise ValueError(
@@ -47,6 +49,23 @@ def require_engine_options(args: TrainingArguments) -> None:
         raise ValueError(
             f"DeepSpeed wants its processes started by a launcher, for one process too: `deepspeed {command()}`"
         )
+
+
+def _require_same_asked_of_launcher(args: TrainingArguments) -> None:
+    # transformers would take the precision and say that `bf16` is false, and the trainer would take no compiler.
+    compiler = "inductor" if args.torch_compile or args.torch_compile_mode is not None else "no"
+    asked_here = {
+        "mixed_precision": ("bf16" if args.bf16 else "fp16" if args.fp16 else "no", "--{} true"),
+        "dynamo_backend": (args.torch_compile_backend or compiler, "--torch_compile_backend {}"),
+    }
+    for name, (here, option) in asked_here.items():
+        asked = os.environ.get(f"ACCELERATE_{name.upper()}", "no").lower()
+        if asked not in ("", "no", here):
+            add = "" if asked == "fp8" else f"add `{option.format(asked)}` to it, behind {sys.argv[0]}, or "
+            raise ValueError(
+                f"accelerate launch was told to use {name} {asked}, but the command itself decides, and says {here}: "
+                f"{add}launch with `--{name} no`"
+            )
 
 
 def configure_deepspeed(args: TrainingArguments) -> None:
