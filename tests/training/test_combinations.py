@@ -197,6 +197,24 @@ def test_data_that_nothing_is_evaluated_on_is_warned_of(data, tmp_path, caplog):
     assert f"{name} is {value}, but eval_strategy is 'no', and nothing is evaluated" in caplog.text
 
 
+@pytest.mark.parametrize("metric", ["recall@1", "eval_recall", "zero_shot_top_1_accuracy"])
+def test_a_metric_that_the_evaluation_does_not_give_is_named_with_those_it_gives(metric, tmp_path):
+    args = arguments(tmp_path, metric_for_best_model=metric, eval_strategy="epoch")
+    names = "text_retrieval_recall@1, .*image_retrieval_mean_rank, mean_recall"
+    with pytest.raises(ValueError, match=f"metric_for_best_model is {metric}, but .* {names}: name one of"):
+        check(ModelArguments(), args, eval_data="shapes")
+
+
+@pytest.mark.parametrize("prefix", ["", "eval_"])
+def test_a_metric_that_the_evaluation_gives_is_taken(prefix, tmp_path):
+    for metric in ("mean_recall", "text_retrieval_recall@1", "image_retrieval_median_rank"):
+        check(ModelArguments(), arguments(tmp_path, metric_for_best_model=prefix + metric, eval_strategy="epoch"))
+    args = arguments(tmp_path, metric_for_best_model=f"{prefix}zero_shot_top_1_accuracy", eval_strategy="epoch")
+    check(ModelArguments(), args, zero_shot_data="photos")
+    args.eval_strategy = "no"  # of a run for which the recipe's metric is nothing
+    check(ModelArguments(), args)
+
+
 @pytest.mark.parametrize(
     "recipe", sorted(RECIPES.glob("[rv]*_*.yaml")) + sorted(RECIPES.glob("rn*.yaml")), ids=lambda r: r.stem
 )

@@ -11,6 +11,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from clip_hf.data.data_args import DataArguments
+from clip_hf.evaluation.retrieval import Ranks, retrieval_metrics
 from clip_hf.model.configuration_clip_hf import ClipHfConfig
 from clip_hf.training.checkpoints import is_resuming, last_checkpoint, require_no_checkpoints
 from clip_hf.training.engines import divides_parameters
@@ -58,6 +59,7 @@ def check_command(
                 f"{name} is {value}, but eval_strategy is 'no', and nothing is evaluated: add --eval_strategy steps "
                 "or epoch if it should be"
             )
+    _check_metric(args, zero_shot_args)
     if zero_shot_args.zero_shot_data is not None:
         require_whole_model(args)
     rank = model_args.lora_rank
@@ -168,6 +170,16 @@ def require_whole_model(args: ClipTrainingArguments) -> None:
         raise ValueError(
             "zero-shot evaluation during training needs the whole model on each process, which ZeRO-3 and FSDP "
             "divide: use ZeRO-2, or evaluate the checkpoints with scripts/evaluate_zero_shot.py"
+        )
+
+
+def _check_metric(args: ClipTrainingArguments, zero_shot_args: "ZeroShotArguments") -> None:
+    metric, first = args.metric_for_best_model, Ranks(*torch.tensor([[0], [0], [1]]))
+    names = [*retrieval_metrics(first, first), *zero_shot_args.metric_names]
+    if args.eval_strategy != IntervalStrategy.NO and metric and metric.removeprefix("eval_") not in names:
+        raise ValueError(
+            f"metric_for_best_model is {metric}, but the evaluation gives {', '.join(names)}: name one of them, or "
+            "give the zero_shot_data that a zero-shot accuracy is of"
         )
 
 

@@ -21,6 +21,7 @@ from clip_hf.model.zero_shot_clip_hf import ZeroShotClassifier, check_templates,
 from clip_hf.training.interruption import outlasting_sigterm
 
 UNLABELLED, BROKEN = -1, -2
+ACCURACIES = ("top_1_accuracy", "top_5_accuracy", "mean_per_class_accuracy")
 
 
 @dataclass
@@ -45,6 +46,11 @@ class ZeroShotArguments:
         if self.zero_shot_class_names is not None and self.zero_shot_data is None:
             raise ValueError("zero_shot_class_names is given, but no images: give zero_shot_data as well")
         load_templates(self.zero_shot_templates)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """What an evaluation may give, the accuracy of the first five where there are more classes."""
+        return [f"zero_shot_{name}" for name in ACCURACIES] if self.zero_shot_data is not None else []
 
     def open(
         self, processor: ProcessorMixin, batch_size: int, num_workers: int = 0, image_column: str | None = None
@@ -136,7 +142,7 @@ class ZeroShotEvaluation:
         weights = classifier.weights.cpu()
         predictions = classify(features[known], weights, scale_of(model), labels[known])
         metrics = classification_metrics(predictions, labels[known], len(names))
-        accuracies = {name: value for name, value in metrics.items() if name.endswith("accuracy")}
+        accuracies = {name: metrics[name] for name in ACCURACIES if name in metrics}
         return accuracies | {"num_broken": int((labels == BROKEN).sum())}
 
 
