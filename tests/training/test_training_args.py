@@ -75,9 +75,10 @@ def test_without_an_accelerator_the_processor_is_used(tmp_path, monkeypatch):
     assert args.use_cpu and args.device.type == "cpu"
 
 
-def test_devices_share_the_global_batch(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_devices_share_the_global_batch(name, tmp_path, monkeypatch):
     assert make(tmp_path, global_batch_size=96).per_device_train_batch_size == 96
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv(name, "4")
     args = ClipTrainingArguments.__new__(ClipTrainingArguments)
     args.global_batch_size, args.per_device_train_batch_size = 96, 8
     args._share_global_batch()
@@ -88,6 +89,14 @@ def test_devices_share_the_global_batch(tmp_path, monkeypatch):
         make(tmp_path, global_batch_size=96, per_device_train_batch_size=32)
     with pytest.raises(ValueError, match="global_batch_size is 0"):
         make(tmp_path, global_batch_size=0)
+
+
+def test_processes_that_would_train_each_for_itself_are_refused(tmp_path, monkeypatch):
+    """Those of MPI on GPUs, where accelerate looks for a launcher of torch's kind."""
+    started = "clip_hf.training.training_args.get_cpu_distributed_information"
+    monkeypatch.setattr(started, lambda: SimpleNamespace(world_size=4))
+    with pytest.raises(ValueError, match=r"4 processes were started to share .* but 1 of them train .*torchrun"):
+        make(tmp_path, global_batch_size=96)
 
 
 def test_checkpoints_are_compared_by_recall(tmp_path):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import get_cpu_distributed_information
 from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.utils import logging
@@ -173,6 +174,7 @@ class ClipTrainingArguments(TrainingArguments):
             self.use_cpu = True  # or, under DeepSpeed, each process takes itself for the only one
         self._choose_metric()
         super().__post_init__()
+        self._require_whole_batch()
         if self.eval_strategy == IntervalStrategy.NO:
             self.eval_on_start = False  # a recipe's; without evaluation there is nothing to evaluate on
         if self.lr_scheduler_type in SCHEDULERS_OF_METRICS:  # which would else wait for the least of any metric
@@ -219,7 +221,7 @@ class ClipTrainingArguments(TrainingArguments):
     def _share_global_batch(self) -> None:
         if self.global_batch_size is None:
             return
-        num_devices = int(os.environ.get("WORLD_SIZE", "1"))
+        num_devices = get_cpu_distributed_information().world_size  # whichever launcher says it, on GPUs as well
         if self.global_batch_size % num_devices:
             raise ValueError(
                 f"global_batch_size is {self.global_batch_size}, which {num_devices} processes cannot share equally: "
@@ -232,6 +234,17 @@ class ClipTrainingArguments(TrainingArguments):
                 f"per_device_train_batch_size is {given}: set one of the two"
             )
         self.per_device_train_batch_size = share
+
+    def _require_whole_batch(self) -> None:
+        if self.global_batch_size is None:
+            return
+        num_started = self.global_batch_size // self.per_device_train_batch_size
+        if num_started != self.world_size:
+            raise ValueError(
+                f"{num_started} processes were started to share global_batch_size={self.global_batch_size}, but "
+                f"{self.world_size} of them train together: start them with torchrun, "
+                f"`torchrun --nproc_per_node {num_started} {command()}`"
+            )
 
     def _require_positive(self) -> None:
         for name in ("global_batch_size", "grad_cache_chunk_size", "grad_cache_text_chunk_size", "loss_tile_size"):
