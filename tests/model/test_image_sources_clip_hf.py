@@ -84,6 +84,21 @@ class TestArrays:
             decode_source(PIXELS[:3], "it", "channel_first")
 
     @pytest.mark.parametrize(
+        ("array", "told", "right"),
+        [
+            (PIXELS, "channels_first", "channels_last"),
+            (PIXELS[:2], "channels_first", "channels_last"),
+            (torch.from_numpy(PIXELS).permute(2, 0, 1), "channels_last", "channels_first"),
+        ],
+    )
+    def test_a_layout_that_the_shape_contradicts_is_refused(self, array, told, right):
+        shape = str(tuple(array.shape)).replace("(", r"\(").replace(")", r"\)")
+        channels = array.shape[0 if told == "channels_first" else -1]
+        message = f"{told}', in which frame 7 of shape {shape} has {channels} channels: pass '{right}'"
+        with pytest.raises(ValueError, match=message):
+            decode_source(array, "frame 7", told)
+
+    @pytest.mark.parametrize(
         "array",
         [
             PIXELS * 1.0,

@@ -42,7 +42,7 @@ def decode_source(
     Raises:
         ImageDecodingError: the image is broken, missing or out of reach.
         TypeError: it is of no type listed above.
-        ValueError: it is an array that is no image, or `input_data_format` is neither of the two.
+        ValueError: it is an array that is no image, or `input_data_format` is neither of the two or not the array's.
     """
     if input_data_format not in _DATA_FORMATS:
         raise ValueError(f"input_data_format is {input_data_format!r}, but must be one of {_DATA_FORMATS}")
@@ -85,6 +85,12 @@ def _array_to_image(array: np.ndarray | Tensor, name: str, input_data_format: st
         )
     if has_channels:
         layout = input_data_format or infer_channel_dimension_format(array, num_channels=_CHANNELS)
-        array = np.moveaxis(array, 0, -1) if layout == "channels_first" else array
+        shape, array = array.shape, np.moveaxis(array, 0, -1) if layout == "channels_first" else array
+        if array.shape[-1] not in _CHANNELS:
+            other = "channels_last" if layout == "channels_first" else "channels_first"
+            raise ValueError(
+                f"input_data_format is '{input_data_format}', in which {name} of shape {shape} has {array.shape[-1]} "
+                f"channels: pass '{other}', or None to have it told from the shape"
+            )
         array = array[..., 0] if array.shape[-1] == 1 else array
     return Image.fromarray(np.ascontiguousarray(array))
