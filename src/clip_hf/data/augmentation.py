@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
 from clip_hf.model.image_decoding_clip_hf import ImageSource, decode_image
-from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessorTorch, resized_size
+from clip_hf.model.image_processing_clip_hf import ClipHfImageProcessorTorch
+from clip_hf.model.image_sizes_clip_hf import resized_size
 
 _RATIOS = (3 / 4, 4 / 3)
 _NUM_CROP_ATTEMPTS = 10

@@ -22,6 +22,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, SizeDict
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import is_torchvision_available
 
+from .image_sizes_clip_hf import centre_box, resized_size, validate_sizes
 from .image_sources_clip_hf import decode_source, flatten_images
 from .open_clip_checkpoint_clip_hf import is_open_clip, open_clip_image_options, read_open_clip_config
 from .tensor_files_clip_hf import HUB_ARGUMENTS
@@ -135,7 +136,7 @@ class ClipHfImageProcessor(BaseImageProcessor):
         mean, std = options["image_mean"], options["image_std"]
         if np.size(mean) not in (1, 3) or np.size(std) not in (1, 3) or np.min(std) <= 0:
             raise ValueError(f"image_mean={mean}, image_std={std} must be one number or three each, image_std above 0")
-        _validate_sizes(**options)
+        validate_sizes(**options)
 
     def _preprocess_image_like_inputs(self, images: Any, **options: Any) -> BatchFeature:
         sources = list(flatten_images(images))
@@ -148,7 +149,7 @@ class ClipHfImageProcessor(BaseImageProcessor):
         """Returns one image as (3, H, W): float32 if it is normalised, else uint8."""
         rgb = decode_source(image, name, options["input_data_format"])
         resized = resized_size(rgb.size, options["size"]) if options["do_resize"] else rgb.size
-        box = _centre_box(resized, options["crop_size"]) if options["do_center_crop"] else (0, 0, *resized)
+        box = centre_box(resized, options["crop_size"]) if options["do_center_crop"] else (0, 0, *resized)
         pixels = self.resize_and_crop(rgb, resized, box, options["resample"], options["device"])
         if not options["do_normalize"]:
             return pixels
@@ -284,26 +285,6 @@ def _reject_unknown(options: dict[str, Any]) -> None:
             raise TypeError(f"{name} is no option of the image processor; {hint}")
 
 
-def _validate_sizes(
-    do_resize: bool, size: SizeDict, do_center_crop: bool, crop_size: SizeDict, **_other_options: Any
-) -> None:
-    if do_resize and set(dict(size)) not in ({"shortest_edge"}, {"height", "width"}):
-        raise ValueError(f"size={dict(size)} must have the key shortest_edge, or the keys height and width")
-    if do_center_crop and set(dict(crop_size)) != {"height", "width"}:
-        raise ValueError(f"crop_size={dict(crop_size)} must have the keys height and width")
-    used = [*dict(size).values()] * do_resize + [*dict(crop_size).values()] * do_center_crop
-    if min(used, default=1) < 1:
-        raise ValueError(f"size={dict(size)} and crop_size={dict(crop_size)} must be 1 or more pixels")
-    if do_resize and do_center_crop:
-        height, width = size.height or size.shortest_edge, size.width or size.shortest_edge
-        exceeds = crop_size.height > height, crop_size.width > width
-        if all(exceeds) or (any(exceeds) and not size.shortest_edge):  # else the other side may be long enough
-            raise ValueError(
-                f"crop_size={dict(crop_size)} is larger than size={dict(size)}: every image would get black borders. "
-                "For another resolution set both, as in size=336, crop_size=336"
-            )
-
-
 def _gather(pixels: list[Tensor], return_tensors: str | None) -> Tensor | np.ndarray | list[np.ndarray]:
     if return_tensors is None:
         return [image.cpu().numpy() for image in pixels]
@@ -315,26 +296,6 @@ def _gather(pixels: list[Tensor], return_tensors: str | None) -> Tensor | np.nda
         )
     batch = torch.stack(pixels)
     return batch if return_tensors == "pt" else batch.cpu().numpy()
-
-
-def resized_size(size: tuple[int, int], target: SizeDict) -> tuple[int, int]:
-    """(width, height) after the resize; the longer side is rounded down, as in torchvision's `Resize`."""
-    if target.shortest_edge is None:
-        return target.width, target.height
-    width, height = size
-    longer = int(target.shortest_edge * max(size) / min(size))
-    return (target.shortest_edge, longer) if width <= height else (longer, target.shortest_edge)
-
-
-def _centre_box(size: tuple[int, int], crop: SizeDict) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the crop, beyond the image where that is smaller."""
-    left, top = _crop_start(size[0], crop.width), _crop_start(size[1], crop.height)
-    return left, top, left + crop.width, top + crop.height
-
-
-def _crop_start(length: int, crop: int) -> int:
-    """The first pixel kept; halves go to the even side, as in torchvision's `CenterCrop`."""
-    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
 
 
 def _resize_within(
