@@ -10,7 +10,7 @@ import os
 import shlex
 import subprocess
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,10 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("variants", help="YAML file of a recipe, options for all, and those of each variant")
     parser.add_argument("--output", type=Path, default=Path("outputs/variants"), help="folder (%(default)s)")
+    parser.add_argument("--output_dir", "--output-dir", help=SUPPRESS)
     args, more = parser.parse_known_args()
+    if args.output_dir is not None:  # train.py would take it for every variant
+        parser.error("each variant has a folder of its own: name that of all with --output")
     with told_in_a_line(ValueError, OSError):
         variants = read_variants(args.variants, more)
     found = {}

@@ -82,6 +82,14 @@ def test_another_training_is_neither_taken_for_this_one_nor_deleted(options, mor
     assert (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.parametrize("option", ["--output_dir", "--output-dir", "--output_d"])
+def test_a_folder_of_trainings_is_named_by_the_commands_own_option(option, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", "variants.yaml", option, str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        compare_recipes.main()
+    assert "each variant has a folder of its own: name that of all with --output" in capsys.readouterr().err
+
+
 def test_mistakes_are_told_in_a_line(tmp_path, monkeypatch):
     variants = tmp_path / "variants.yaml"
     variants.write_text("variants: {one: {}}")
