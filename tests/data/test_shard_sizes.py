@@ -1,6 +1,7 @@
 import json
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 from transformers.utils import logging
 
@@ -9,7 +10,7 @@ from clip_hf.data.samples import Samples
 from clip_hf.data.shard_sizes import parquet_footer
 from clip_hf.data.sources import open_source
 from clip_hf.data.training_pairs import TrainingPairs
-from tests.data.source_kinds import write_source
+from tests.data.source_kinds import write_shard, write_source
 
 
 @pytest.fixture
@@ -71,6 +72,22 @@ def test_samples_that_are_listed_and_not_there_are_broken(drawn, small_processor
     broken = [result for result in results if isinstance(result, BrokenPair)]
     assert len(results) == 46 and len(broken) == 6
     assert all("has changed: it had 12 rows" in result.reason for result in broken)
+
+
+@pytest.mark.parametrize(("kind", "listed"), [("tar", True), ("parquet", True), ("parquet", False)])
+def test_columns_are_those_of_the_first_shard_that_has_rows(kind, listed, far, drawn, tmp_path):
+    name, memory = far(kind), fsspec.filesystem("memory")
+    empty = write_shard(kind, tmp_path / "empty", drawn[:1] if kind == "parquet" else [])
+    if kind == "parquet":
+        pq.write_table(pq.read_schema(empty).empty_table(), empty)
+    memory.pipe_file(f"/sizes/{kind}/000.{kind}", empty.read_bytes())
+    if listed:
+        sizes = {f"{number:03}.{kind}": 10 * (number > 0) for number in range(4)}
+        memory.pipe_file(f"/sizes/{kind}/sizes.json", json.dumps(sizes).encode())
+    source = open_source(name, streaming=True)
+    assert num_copies(tmp_path) == 2, "the empty one, and the next for its columns"
+    assert all(source.draw(index, 0, 0).text in drawn[10 + index]["captions"] for index in range(len(source)))
+    assert source.window == (10 if kind == "parquet" else None)
 
 
 def test_sizes_that_are_too_small_are_told(drawn, tmp_path, caplog):

@@ -89,7 +89,7 @@ class Samples:
         self._ends = list(itertools.accumulate(self.shard_sizes))
         if not self._ends or self._ends[-1] == 0:
             raise ValueError(f"{name} holds no samples: it has {len(self.shards)} files, all without rows")
-        table = self._table(0) if is_stream else None
+        table = self._table(bisect.bisect_right(self._ends, 0)) if is_stream else None  # the first that has rows
         self.window = table.window if isinstance(table, ParquetTable) else None
         self._groups = None if is_stream else self._find_groups()
 
@@ -184,9 +184,9 @@ class Samples:
     def _measure(self, number: int) -> int:
         """Checks a shard's columns and returns its number of rows, reading no more of it than that takes."""
         shard = str(self.shards[number])
-        if number > 0 and shard in self._known_sizes:
+        if self._is_chosen and shard in self._known_sizes:
             return self._known_sizes[shard]
-        if number > 0 and is_remote(shard) and ending_of(shard) == ".parquet":
+        if self._is_chosen and is_remote(shard) and ending_of(shard) == ".parquet":
             num_rows, names = parquet_footer(shard)
             choose_columns(shard, names, self.columns, {})
             return num_rows
