@@ -61,13 +61,28 @@ def test_a_value_is_read_as_on_the_command_line(tmp_path):
         ("moment: never", r"sets moment to 'never', but .*'no'.*'steps'"),
         ("scales: [a]", r"sets scales to \['a'\], but invalid float value"),
         ("- rate", r"recipe.yaml holds a list, but must hold lines such as"),
+        (
+            "rate: 1\n\tflag: true",
+            r"cannot be read: .*'\\t' that cannot start any token in \".*yaml\", line 2, column 1$",
+        ),
+        ("scales: [1, 2", r"cannot be read: .*expected ',' or ']'.* in \".*recipe.yaml\", line 1, column 14$"),
+        ("name: a\0b", r"cannot be read: .*special characters are not allowed in \".*recipe.yaml\", position 7$"),
+        ("name: \udcff", r"cannot be read: .*invalid start byte in \".*recipe.yaml\", position 6$"),
+        ("rate: 1\nrate: 2", r"cannot be read: 'rate' is set twice in \".*recipe.yaml\", line 2, column 1$"),
+        ("config: {a: 1, a: 2}", r"cannot be read: 'a' is set twice in \".*recipe.yaml\", line 1, column 16$"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_the_recipe(text, message, tmp_path):
     path = tmp_path / "recipe.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message):
         parse_recipe((Options,), None, [str(path)])
+
+
+def test_a_mapping_may_begin_with_another(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text("config: {<<: {depth: 2, width: 3}, depth: 4}\n")
+    assert parse_recipe((Options,), None, [str(path)]) == (Options(config={"depth": 4, "width": 3}),)
 
 
 def test_a_recipe_that_is_not_there_is_named(tmp_path):

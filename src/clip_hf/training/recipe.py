@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
+from yaml.composer import ComposerError
 
 
 def parse_recipe(
@@ -51,12 +52,25 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         recipe: a YAML file.
 
     Raises:
-        ValueError: there is no such file, or it holds no mapping.
+        ValueError: there is no such file, or it is no YAML, sets something twice, or holds no mapping.
     """
-    return _read_mapping(recipe, yaml.SafeLoader)
+    return _read_mapping(recipe, _Loader)
 
 
-class _WordLoader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is set twice, of which YAML would take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise ComposerError(None, None, f"'{key.value}' is set twice", key.start_mark)
+            seen.add(str(key.value))
+        return node
+
+
+class _WordLoader(_Loader):
     """Leaves a value as it is written, but for null: what `no` or `1e-3` means is the option's to say."""
 
     yaml_implicit_resolvers = {
@@ -65,10 +79,14 @@ class _WordLoader(yaml.SafeLoader):
     }
 
 
-def _read_mapping(recipe: str, loader: type[yaml.SafeLoader]) -> dict[str, Any]:
+def _read_mapping(recipe: str, loader: type[_Loader]) -> dict[str, Any]:
     if not Path(recipe).is_file():
         raise ValueError(f"there is no recipe {recipe}: name a YAML file of options, or set options by `--name value`")
-    options = yaml.load(Path(recipe).read_text(encoding="utf-8"), loader)
+    try:
+        with open(recipe, "rb") as file:  # whose name is in the error
+            options = yaml.load(file, loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"the recipe cannot be read: {' '.join(str(error).split())}") from error
     if options is not None and not isinstance(options, dict):
         raise ValueError(
             f"{recipe} holds a {type(options).__name__}, but must hold lines such as `output_dir: outputs`"
