@@ -498,6 +498,23 @@ def test_another_special_token_is_refused(name):
         ClipHfTokenizer(vocab, [], **{name: "[X]"})
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clean": "no"}, "clean is 'no', but must be True or False"),
+        ({"clean": None}, "clean is None, but must be True or False"),
+        ({"claen": False}, "claen is no option of the tokenizer; did you mean clean?"),
+    ],
+)
+def test_a_mistaken_choice_of_cleaning_is_refused(small, tmp_path, options, message):
+    small.save_pretrained(tmp_path)
+    model = json.loads(small.backend_tokenizer.to_str())["model"]
+    with pytest.raises(ValueError, match=message):
+        ClipHfTokenizer(model["vocab"], [tuple(merge) for merge in model["merges"]], **options)
+    with pytest.raises(ValueError, match=message):
+        ClipHfTokenizer.from_pretrained(tmp_path, **options)
+
+
 @pytest.mark.parametrize("text", [None, 5, b"bytes", ["a", None], [["a"], [5]]])
 def test_what_is_no_text_is_refused(small, text):
     with pytest.raises(ValueError, match=r"A text must be a string|specify either"):

@@ -1,5 +1,6 @@
 """CLIP's tokenizer: cleaned, lower-cased, byte-level BPE (CLIP paper, arXiv 2103.00020, section 2.4)."""
 
+import difflib
 import gzip
 import itertools
 import json
@@ -75,7 +76,8 @@ class ClipHfTokenizer(TokenizersBackend):
 
     Raises:
         ValueError: there is no vocabulary or it is not one of CLIP's kind, the context has less than 3 positions,
-            a special token is not the one of the vocabulary, or `padding_side` is "left".
+            a special token is not the one of the vocabulary, `clean` is misspelt or no bool, or `padding_side` is
+            "left".
     """
 
     vocab_files_names = {
@@ -101,6 +103,11 @@ class ClipHfTokenizer(TokenizersBackend):
                 "ClipHfTokenizer needs a vocabulary and its merges. Load a folder that holds tokenizer.json, or "
                 "vocab.json and merges.txt, with from_pretrained; or use from_openai_bpe or train"
             )
+        if not isinstance(clean, bool):
+            raise ValueError(f"clean is {clean!r}, but must be True or False")
+        # Of other unknown names transformers' files have many.
+        if misspelt := difflib.get_close_matches("clean", kwargs, n=1, cutoff=0.75):
+            raise ValueError(f"{misspelt[0]} is no option of the tokenizer; did you mean clean?")
         vocab = read_vocabulary(vocab) if isinstance(vocab, str | PathLike) else vocab
         merges = read_merges(merges) if isinstance(merges, str | PathLike) else merges
         check_vocabulary(vocab)
