@@ -2,11 +2,12 @@
 
 Three classes do the same work; they differ in what resizes: `ClipHfImageProcessor` (Pillow, exact),
 `ClipHfImageProcessorTorch` and `ClipHfImageProcessorTorchvision`. All are saved under the name of the first, and
-`AutoImageProcessor.from_pretrained(..., backend="pil" | "torch" | "torchvision")` chooses between them.
+`from_pretrained(..., backend="pil" | "torch" | "torchvision")` chooses between them.
 """
 
 import difflib
 import math
+from collections.abc import Set
 from os import PathLike
 from typing import Any
 
@@ -31,6 +32,7 @@ LARGEST_RESIZE = 2**24
 """Most pixels of a resized image; of a longer strip only the crop is computed, which rounds a few pixels otherwise."""
 
 _SAVED_BESIDE_OPTIONS = {"auto_map", "feature_extractor_type", "image_processor_type", "processor_class"}
+_LOADING_ARGUMENTS = {*HUB_ARGUMENTS, "code_revision", "image_processor_filename", "trust_remote_code", "use_fast"}
 _ONLY_VALUES = {
     "do_convert_rgb": (None, True),
     "do_pad": (None, False),
@@ -91,6 +93,23 @@ class ClipHfImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self._set_attributes(**kwargs)
         self._validate_preprocess_kwargs(**{name: getattr(self, name) for name in self._valid_kwargs_names})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, backend: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Returns the image processor of a folder or repository: of this class, or of the backend's.
+
+        Raises:
+            TypeError: an option that does not exist.
+            ValueError: a backend that does not exist.
+        """
+        if backend is not None and backend not in IMAGE_PROCESSOR_CLASSES:
+            raise ValueError(f"backend is {backend!r}, but must be one of {', '.join(IMAGE_PROCESSOR_CLASSES)}")
+        if not (kwargs.get("_from_auto") or kwargs.get("return_unused_kwargs")):  # with those of others
+            _reject_unknown(kwargs, _LOADING_ARGUMENTS)
+        chosen = cls if backend is None else IMAGE_PROCESSOR_CLASSES[backend]
+        return super(ClipHfImageProcessor, chosen).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def get_image_processor_dict(
@@ -258,7 +277,7 @@ class ClipHfImageProcessorTorchvision(ClipHfImageProcessorTorch, TorchvisionBack
         return self.resize(pixels, SizeDict(height=size[0], width=size[1]), resample)
 
 
-IMAGE_PROCESSOR_CLASSES: dict[str, type[BaseImageProcessor]] = {
+IMAGE_PROCESSOR_CLASSES: dict[str, type[ClipHfImageProcessor]] = {
     "pil": ClipHfImageProcessor,
     "torch": ClipHfImageProcessorTorch,
     "torchvision": ClipHfImageProcessorTorchvision,
@@ -276,8 +295,8 @@ def _interpolate_in_floats(pixels: Tensor, size: tuple[int, int], mode: str) -> 
     return values.to(torch.uint8)
 
 
-def _reject_unknown(options: dict[str, Any]) -> None:
-    known = ImagesKwargs.__annotations__.keys() | _SAVED_BESIDE_OPTIONS
+def _reject_unknown(options: dict[str, Any], others: Set[str] = frozenset()) -> None:
+    known = ImagesKwargs.__annotations__.keys() | _SAVED_BESIDE_OPTIONS | others
     for name in options:
         if name not in known and not name.startswith("_"):
             nearest = difflib.get_close_matches(name, known, n=1)

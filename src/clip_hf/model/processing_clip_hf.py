@@ -21,18 +21,24 @@ class ClipHfProcessor(ProcessorMixin):
     Args:
         image_processor: a `ClipHfImageProcessor`.
         tokenizer: a `ClipHfTokenizer`.
+
+    `from_pretrained(..., backend="pil" | "torch" | "torchvision")` chooses the class of the image processor.
     """
 
     def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(image_processor, tokenizer)
 
     @classmethod
-    def _get_arguments_from_pretrained(cls, source: str, processor_dict: Any = None, **kwargs: Any) -> list[Any]:
+    def _get_arguments_from_pretrained(
+        cls, source: str, processor_dict: Any = None, backend: str | None = None, **kwargs: Any
+    ) -> list[Any]:
         options, _ = ClipHfImageProcessor.get_image_processor_dict(source, **kwargs)
-        if options.get("image_processor_type") == ClipHfImageProcessor.__name__:
+        if backend is None and options.get("image_processor_type") == ClipHfImageProcessor.__name__:
             return super()._get_arguments_from_pretrained(source, processor_dict, **kwargs)
         # The Auto classes would open transformers' CLIP as transformers' classes, and OpenCLIP's not at all.
-        return [part.from_pretrained(source, **kwargs) for part in (ClipHfImageProcessor, ClipHfTokenizer)]
+        kwargs["_from_auto"] = True  # as they say it: the options are those of both parts
+        image_processor = ClipHfImageProcessor.from_pretrained(source, backend=backend, **kwargs)
+        return [image_processor, ClipHfTokenizer.from_pretrained(source, **kwargs)]
 
 
 ClipHfProcessor.register_for_auto_class()

@@ -175,7 +175,9 @@ def build_model(
         ValueError: the model cannot read what the tokenizer writes, or there is no checkpoint to resume.
     """
     if args.model is not None:
-        size = {} if args.image_size is None else {"size": args.image_size, "crop_size": args.image_size}
+        size: dict[str, Any] = (
+            {} if args.image_size is None else {"size": args.image_size, "crop_size": args.image_size}
+        )
         image_processor = ClipHfImageProcessor.from_pretrained(args.model, **size)
         tokenizer = ClipHfTokenizer.from_pretrained(args.tokenizer or args.model)
         # Released checkpoints are in float16, in which Adam's averages vanish.
