@@ -107,6 +107,8 @@ def test_a_command_is_checked_by_the_architecture_and_its_changes():
         ({"tokenizer": "a", "vocab_size": 600}, "vocab_size is 600, but that of tokenizer a is taken"),
         ({"config": "{bad"}, "config is '{bad', but must be JSON such as"),
         ({"config": "3"}, "config is '3', but must be JSON such as"),
+        ({"config": '{"vision_config": 3}'}, "config has vision_config 3, but must map its fields to values, such as"),
+        ({"config": {"text_config": [1]}, "image_size": 32}, r"config has text_config \[1\], but must map"),
     ],
 )
 def test_what_would_not_be_heeded_is_refused(options, problem):

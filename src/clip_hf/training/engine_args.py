@@ -1,14 +1,17 @@
 """What is asked of an engine, DeepSpeed or FSDP2, so that it trains what one plain process trains."""
 
+import json
 import os
 import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -27,7 +30,7 @@ def require_engine_options(args: TrainingArguments) -> None:
 
     Raises:
         ValueError: the launcher alone asks for the engine, a precision or a compiler; or there is no launcher, or no
-            file of its configuration.
+            file of its configuration; or accelerate does not know an option.
     """
     if str(args.fsdp).lower() in ("true", "false"):
         args.fsdp = str(args.fsdp).lower() == "true"
@@ -39,6 +42,7 @@ def require_engine_options(args: TrainingArguments) -> None:
                 f"it, behind {sys.argv[0]}"
             )
     _require_same_asked_of_launcher(args)
+    _require_known_to_accelerate(args.accelerator_config)
     config = args.deepspeed
     if config and isinstance(config, str) and not config.lstrip().startswith("{") and not Path(config).is_file():
         raise ValueError(
@@ -66,6 +70,16 @@ def _require_same_asked_of_launcher(args: TrainingArguments) -> None:
                 f"accelerate launch was told to use {name} {asked}, but the command itself decides, and says {here}: "
                 f"{add}launch with `--{name} no`"
             )
+
+
+def _require_known_to_accelerate(config: Any) -> None:
+    if isinstance(config, str) and config.startswith("{"):
+        config = json.loads(config)
+    known = AcceleratorConfig.__dataclass_fields__
+    if isinstance(config, dict) and (unknown := config.keys() - known.keys()):
+        raise ValueError(
+            f"accelerator_config has {', '.join(sorted(unknown))}, but knows {', '.join(known)}: leave the rest out"
+        )
 
 
 def configure_deepspeed(args: TrainingArguments) -> None:

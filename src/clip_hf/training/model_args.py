@@ -67,6 +67,13 @@ class ModelArguments:
                 raise ValueError(
                     f"""config is '{self.config}', but must be JSON such as '{{"projection_dim": 512}}': {error}"""
                 ) from error
+        for name in ("text_config", "vision_config"):
+            fields = (self.config or {}).get(name, {})
+            if not isinstance(fields, dict):
+                raise ValueError(
+                    f"""config has {name} {fields}, but must map its fields to values, such as {{"{name}": """
+                    """{"num_hidden_layers": 6}}"""
+                )
 
     @property
     def changes(self) -> dict[str, Any]:

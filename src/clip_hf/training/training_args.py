@@ -213,6 +213,11 @@ class ClipTrainingArguments(TrainingArguments):
                 "auto_find_batch_size would change the contrastive batch, and with it the loss: set "
                 "per_device_train_batch_size, and fit memory with grad_cache_chunk_size"
             )
+        if self.batch_eval_metrics:
+            raise ValueError(
+                "batch_eval_metrics is set, but retrieval is of the whole evaluation set and not the mean of its "
+                "batches: leave it out"
+            )
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor is {self.label_smoothing_factor}, but CLIP's loss has none: leave it out"
@@ -259,7 +264,7 @@ class ClipTrainingArguments(TrainingArguments):
     def _require_schedules(self) -> None:
         for name in ("image_locked_steps", "text_locked_steps"):
             steps = getattr(self, name)
-            if steps != WHOLE_RUN and not (0 <= steps < 1 or (steps >= 1 and steps == int(steps))):
+            if steps != WHOLE_RUN and not (0 <= steps < 1 or (steps >= 1 and steps % 1 == 0)):
                 raise ValueError(
                     f"{name} is {steps}, but must be a number of steps, a share of the run below 1, or {WHOLE_RUN} "
                     "for all of it"
