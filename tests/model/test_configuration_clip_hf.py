@@ -2,6 +2,7 @@ import json
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import CLIPVisionConfig
 
 from clip_hf import ClipHfConfig, ClipHfResNetConfig, ClipHfTextConfig, ClipHfViTConfig
 from clip_hf.model.architectures_clip_hf import ARCHITECTURES, scale_resnet
@@ -91,6 +92,19 @@ def test_unknown_architecture_lists_the_known_ones():
         (ClipHfResNetConfig, {"num_attention_heads": 7}, "2048 channels .* not a multiple of num_attention_heads 7"),
         (ClipHfConfig, {"text_config": {"projection_dim": 256}}, "256, but projection_dim is 512"),
         (ClipHfConfig, {"vision_config": {"model_type": "swin"}}, "'swin'.*clip_hf_vit, clip_hf_resnet"),
+        (
+            ClipHfConfig,
+            {"vision_config": CLIPVisionConfig()},
+            "is a CLIPVisionConfig, but must be a ClipHfViTConfig",
+        ),
+        (
+            ClipHfConfig,
+            {"vision_config": ClipHfTextConfig()},
+            "is a ClipHfTextConfig, but must be a ClipHfViTConfig",
+        ),
+        (ClipHfConfig, {"text_config": ClipHfViTConfig()}, "is a ClipHfViTConfig, but must be a ClipHfTextConfig"),
+        (ClipHfConfig, {"text_config": "small"}, "is a str, but must be a ClipHfTextConfig or a dictionary"),
+        (ClipHfConfig, {"vision_config": {"hidden_act": "gelo"}}, "hidden_act is 'gelo', but must be one of .*gelu"),
     ],
 )
 def test_wrong_value_raises_at_construction_with_both_numbers(config_class, fields, message):

@@ -184,6 +184,10 @@ def test_return_dict_false_gives_the_same_values_as_a_tuple(tower):
     assert isinstance(as_tuple, tuple)
     torch.testing.assert_close(as_tuple[0], as_dict.loss)
     torch.testing.assert_close(as_tuple[1], as_dict.logits_per_image)
+    chunks = model(**inputs, chunk_sizes=(2, 2))
+    model.config.return_dict = False
+    assert torch.equal(model(**inputs, return_loss=True)[1], as_tuple[1])
+    assert torch.equal(model(**inputs, chunk_sizes=(2, 2))[0], chunks[0])
 
 
 def test_loss_needs_both_modalities_and_forward_needs_one():

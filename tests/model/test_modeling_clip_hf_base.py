@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForZeroShotImageClassification,
+    CLIPConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPVisionModel,
@@ -251,6 +252,20 @@ def test_wrong_tower_class_is_an_error(checkpoint):
     (other,) = set(IMAGE_CLASSES.values()) - {image_class}
     with pytest.raises(ValueError, match="but the configuration says"):
         other.from_pretrained(folder)
+
+
+def test_configuration_of_another_model_is_an_error_that_says_what_to_do(tmp_path):
+    folder = write_all_layouts(tmp_path, "vit")["transformers"]
+    with pytest.raises(ValueError, match="ClipHfModel needs a ClipHfConfig, but got a CLIPConfig: leave config out"):
+        ClipHfModel.from_pretrained(folder, config=CLIPConfig.from_pretrained(folder))
+    with pytest.raises(ValueError, match="ClipHfViTModel needs a ClipHfViTConfig, but got a ClipHfConfig"):
+        ClipHfViTModel(tiny_config("vit"))
+
+
+def test_a_file_is_an_error_that_names_the_way_to_open_it(tmp_path):
+    save_archive(openai_weights("vit"), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt is a file.*ClipHfModel\.from_openai opens"):
+        ClipHfModel.from_pretrained(tmp_path / "model.pt")
 
 
 def test_device_map_splits_between_layers(checkpoint):

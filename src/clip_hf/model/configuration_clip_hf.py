@@ -21,6 +21,10 @@ from .configuration_clip_hf_towers import (
 IMAGE_CONFIGS: dict[str, type[ClipHfImageConfig]] = {
     config_class.model_type: config_class for config_class in (ClipHfViTConfig, ClipHfResNetConfig)
 }
+TOWER_CONFIGS: dict[str, tuple[type[ClipHfBaseConfig], ...]] = {
+    "text_config": (ClipHfTextConfig,),
+    "vision_config": tuple(IMAGE_CONFIGS.values()),
+}
 
 # What a checkpoint says of its pipeline to those who have only the checkpoint.
 CUSTOM_PIPELINES = {
@@ -56,7 +60,7 @@ class ClipHfConfig(ClipHfBaseConfig):
         logit_scale_init_value: initial logarithm of the scale that multiplies similarities, ln(1 / 0.07).
 
     Raises:
-        ValueError: a tower's `projection_dim` differs from the joint one.
+        ValueError: a tower is of another kind, or its `projection_dim` differs from the joint one.
     """
 
     model_type = "clip_hf"
@@ -75,6 +79,8 @@ class ClipHfConfig(ClipHfBaseConfig):
         if not type(self).__module__.startswith("transformers_modules."):
             # transformers refuses a checkpoint's own pipeline without trust_remote_code; here ours is installed.
             kwargs.pop("custom_pipelines", None)
+        for key, config_classes in TOWER_CONFIGS.items():
+            _require_tower(key, getattr(self, key), config_classes)
         super().__post_init__(**kwargs)
         for key in self.sub_configs_defaults:
             tower_config = getattr(self, key)
@@ -150,6 +156,18 @@ class ClipHfConfig(ClipHfBaseConfig):
             if isinstance(override := merged[key], dict):
                 merged[key] = fields[key] | override
         return cls(**merged)
+
+
+def _require_tower(key: str, config: Any, config_classes: tuple[type[ClipHfBaseConfig], ...]) -> None:
+    # By name: a checkpoint's own code has other classes than the installed package.
+    known = {config_class.model_type for config_class in config_classes}
+    if config is None or isinstance(config, dict) or getattr(config, "model_type", None) in known:
+        return
+    allowed = " or ".join(config_class.__name__ for config_class in config_classes)
+    raise ValueError(
+        f"{key} is a {type(config).__name__}, but must be a {allowed} or a dictionary of its fields; "
+        "ClipHfConfig.from_pretrained translates the configuration of another implementation's checkpoint"
+    )
 
 
 ClipHfConfig.register_for_auto_class()

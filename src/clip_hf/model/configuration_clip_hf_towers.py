@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .conversion_clip_hf import TRANSFORMERS_MODEL_TYPES, translate_transformers_config
 from .normalization_clip_hf import read_normalization
@@ -50,16 +51,13 @@ class ClipHfBaseConfig(PreTrainedConfig):
         _require_known_format(self.format_version)
         for key in kwargs:
             if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
-                raise ValueError(self._unknown_key_message(key))
+                known = sorted(type(self).__dataclass_fields__.keys() - {"format_version"})
+                nearest = difflib.get_close_matches(key, known, n=1)
+                suggestion = f"did you mean '{nearest[0]}'?" if nearest else f"known keys are {', '.join(known)}"
+                raise ValueError(f"{type(self).__name__} has no key '{key}': {suggestion}")
         # The class says what it is; an entry in the instance would shadow it in transformers' look-ups.
         kwargs.pop("model_type", None)
         super().__post_init__(**kwargs)
-
-    def _unknown_key_message(self, key: str) -> str:
-        known = sorted(field for field in type(self).__dataclass_fields__ if field != "format_version")
-        nearest = difflib.get_close_matches(key, known, n=1)
-        suggestion = f"did you mean '{nearest[0]}'?" if nearest else f"known keys are {', '.join(known)}"
-        return f"{type(self).__name__} has no key '{key}': {suggestion}"
 
     @classmethod
     def get_config_dict(
@@ -155,7 +153,7 @@ class ClipHfTransformerConfig(ClipHfBaseConfig):
         self.validate_transformer()
 
     def validate_transformer(self) -> None:
-        """Raises ValueError where width, heads, depth or dropout do not fit together."""
+        """Raises ValueError where width, heads and depth do not fit together, or dropout or activation is none."""
         self.require_positive("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
@@ -163,6 +161,8 @@ class ClipHfTransformerConfig(ClipHfBaseConfig):
             )
         if not 0 <= self.attention_dropout < 1:
             raise ValueError(f"attention_dropout is {self.attention_dropout}, but must be in [0, 1)")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is '{self.hidden_act}', but must be one of {', '.join(sorted(ACT2FN))}")
 
 
 @strict

@@ -237,10 +237,10 @@ class ClipHfModel(ClipHfPreTrainedModel):
             return self._embed_in_chunks(input_ids, pixel_values, interpolate_pos_encoding, *chunk_sizes)
         fields: dict[str, Any] = {}
         if input_ids is not None:
-            output = self.get_text_features(input_ids, attention_mask, **kwargs)
+            output = self.get_text_features(input_ids, attention_mask, return_dict=True, **kwargs)
             fields |= {"text_model_output": output, "text_embeds": normalize_embeds(output.pooler_output)}
         if pixel_values is not None:
-            output = self.get_image_features(pixel_values, interpolate_pos_encoding, **kwargs)
+            output = self.get_image_features(pixel_values, interpolate_pos_encoding, return_dict=True, **kwargs)
             fields |= {"vision_model_output": output, "image_embeds": normalize_embeds(output.pooler_output)}
         if input_ids is None or pixel_values is None:
             fields |= {"last_hidden_state": output.last_hidden_state, "pooler_output": output.pooler_output}
@@ -263,12 +263,14 @@ class ClipHfModel(ClipHfPreTrainedModel):
         image_chunk_size: int | None,
         text_chunk_size: int | None,
     ) -> ClipHfOutput:
+        options = {"pooled_only": True, "return_dict": True}
+
         def embed_images(pixel_values: Tensor) -> Tensor:
-            features = self.get_image_features(pixel_values, interpolate_pos_encoding, pooled_only=True)
+            features = self.get_image_features(pixel_values, interpolate_pos_encoding, **options)
             return normalize_embeds(features.pooler_output)
 
         def embed_texts(input_ids: Tensor) -> Tensor:
-            return normalize_embeds(self.get_text_features(input_ids, pooled_only=True).pooler_output)
+            return normalize_embeds(self.get_text_features(input_ids, **options).pooler_output)
 
         fields = {"scale": self.scale}
         if input_ids is not None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -31,6 +31,14 @@ class ClipHfPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+        if getattr(config, "model_type", None) != self.config_class.model_type:
+            raise ValueError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}, but got a {type(config).__name__}: "
+                "leave config out of from_pretrained, which translates a checkpoint's own, or make one of that class"
+            )
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(
@@ -55,10 +63,16 @@ class ClipHfPreTrainedModel(PreTrainedModel):
                 `image_size=336`. `projection_dim=None` opens a tower without its projection.
 
         Raises:
-            ValueError: a file is damaged or needs more than tensors, or the checkpoint lacks weights of the model,
-                has them in another shape, or holds weights that the model has no place for.
+            ValueError: the source is a file, a file is damaged or needs more than tensors, the configuration is
+                another model's, or the checkpoint lacks weights of the model, has them in another shape, or holds
+                weights that the model has no place for.
         """
         source = pretrained_model_name_or_path
+        if source is not None and kwargs.get("config") is None and os.path.isfile(source):
+            raise ValueError(
+                f"{source} is a file, but from_pretrained opens folders and repositories on the Hub: "
+                "ClipHfModel.from_openai opens one of OpenAI's .pt files"
+            )
         names = OPEN_CLIP_WEIGHT_FILES if is_open_clip(source, **kwargs) else WEIGHT_FILES
         # transformers' own reader knows nothing of OpenCLIP's files, and of a pickle only whether it is harmless.
         reads_itself = source is not None and (trust_pickle or names == OPEN_CLIP_WEIGHT_FILES)
