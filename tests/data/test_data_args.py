@@ -72,3 +72,9 @@ def test_a_recipe_may_give_one_source_as_a_string():
 def test_impossible_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         DataArguments(train_data=["shapes"], **options)
+
+
+def test_a_source_is_named_once():
+    """Its images would else meet themselves in a batch, and results.json count it once."""
+    with pytest.raises(ValueError, match=r"train_data names a.csv 2 times.* with train_weights"):
+        DataArguments(train_data=["a.csv", "b.csv", "a.csv"])

@@ -20,7 +20,8 @@ class DataArguments:
     """Which pairs, and what is done to the images.
 
     Raises:
-        ValueError: an option is out of range, or the number of weights is not that of the sources.
+        ValueError: an option is out of range, a source is named twice, or the number of weights is not that of the
+            sources.
     """
 
     train_data: list[str] = field(
@@ -68,6 +69,12 @@ class DataArguments:
         """Checks what can be known before a source is opened."""
         if isinstance(self.train_data, str):  # as a recipe may have it
             self.train_data = [self.train_data]
+        for name in self.train_data:
+            if (number := self.train_data.count(name)) > 1:
+                raise ValueError(
+                    f"train_data names {name} {number} times, and a batch would hold an image twice: name it once "
+                    "and, if its samples are to come more often than others, with train_weights"
+                )
         if self.train_weights is not None and len(self.train_weights) != len(self.train_data):
             raise ValueError(
                 f"train_weights has {len(self.train_weights)} numbers, but train_data {len(self.train_data)} sources"
