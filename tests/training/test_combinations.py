@@ -129,6 +129,14 @@ def test_an_order_that_no_training_set_of_a_command_has_is_refused():
         check(ModelArguments(), arguments(train_sampling_strategy="sequential"))
 
 
+def test_a_smaller_last_batch_is_that_of_one_process(monkeypatch):
+    args = arguments(dataloader_drop_last=False)
+    check(ModelArguments(), args)
+    monkeypatch.setattr(ClipTrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match=r"dataloader_drop_last is false, but .* equally by 2 processes"):
+        check(ModelArguments(), args)
+
+
 def test_what_engines_cannot_do_is_known_before_they_are_made():
     """And before data is read."""
     args = arguments(eval_strategy="epoch")

@@ -128,12 +128,19 @@ def check_own_batches(args: ClipTrainingArguments) -> None:
         args: of the training.
 
     Raises:
-        ValueError: the order of the samples is another than at random.
+        ValueError: the order of the samples is another than at random, or several processes are to take a last,
+            smaller batch.
     """
     if args.train_sampling_strategy != "random":
         raise ValueError(
             f"train_sampling_strategy is '{args.train_sampling_strategy}', but this training set makes its own "
             "batches, at random: leave the option out"
+        )
+    if not args.dataloader_drop_last and args.world_size > 1:
+        raise ValueError(
+            "dataloader_drop_last is false, but what is left of an epoch may not be shared equally by "
+            f"{args.world_size} processes, which would fill it up to a batch that one process does not have: leave "
+            "the option out, or train on one process"
         )
 
 
