@@ -412,3 +412,32 @@ def test_image_features_alone_are_the_same(tower):
         gradients.append([parameter.grad for parameter in model.vision_model.parameters()])
     for found, gradient in zip(*gradients, strict=True):
         torch.testing.assert_close(found, gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+@pytest.mark.parametrize(
+    ("modality", "name"),
+    [("input_ids", "pixel_value"), ("input_ids", "position_ids"), ("pixel_values", "return_los"),
+     ("input_ids", "inputs_embeds")],
+)  # fmt: skip
+def test_an_argument_that_nothing_reads_is_an_error_that_names_it(tower, modality, name):
+    model = tiny_model(tower)
+    inputs = {"input_ids": random_ids(model.config), "pixel_values": random_pixels(model.config)}
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'"):
+        model(**{modality: inputs[modality], name: torch.zeros(1)})
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_what_transformers_passes_to_any_model_changes_nothing(tower):
+    model = tiny_model(tower).eval()
+    inputs = {"input_ids": random_ids(model.config), "pixel_values": random_pixels(model.config)}
+    mask = torch.ones_like(inputs["input_ids"])
+    passed = {"inputs_embeds": None, "token_type_ids": mask, "num_items_in_batch": mask, "use_cache": False}
+    output = model(**inputs, attention_mask=mask, output_attentions=False, **passed)
+    assert torch.equal(output.logits_per_image, model(**inputs).logits_per_image)
+
+
+def test_attention_mask_of_another_shape_is_an_error_with_both_shapes():
+    model = tiny_model("vit")
+    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 7\), but input_ids \(4, 16\)"):
+        model(random_ids(model.config), attention_mask=torch.ones(2, 7))

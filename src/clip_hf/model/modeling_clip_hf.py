@@ -225,6 +225,7 @@ class ClipHfModel(ClipHfPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
+            TypeError: an argument is unknown.
             ValueError: there is neither text nor image, the loss is asked for without both, or `chunk_sizes` are not
                 two, or given with what they leave out.
         """

@@ -13,11 +13,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.core_model_loading import WeightRenaming
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import TransformersKwargs
 
 from .configuration_clip_hf_towers import ClipHfImageConfig
 from .conversion_clip_hf import IGNORED_KEYS, PROJECTION_KEYS, TEXT_TOWER_KEYS
 from .open_clip_checkpoint_clip_hf import OPEN_CLIP_WEIGHT_FILES, is_open_clip
 from .tensor_files_clip_hf import DAMAGE, HUB_ARGUMENTS, WEIGHT_FILES, TensorFileError, read_weights
+
+# What transformers passes on to any model: flags for outputs, hints to attention, what tokenizers and collators add.
+PASSED_ON = frozenset(TransformersKwargs.__annotations__) - {"position_ids"} | frozenset(
+    "debug_io debug_io_dir labels prune_layers token_type_ids use_cache".split()
+)
 
 
 class ClipHfPreTrainedModel(PreTrainedModel):
@@ -157,6 +163,18 @@ class ClipHfPreTrainedModel(PreTrainedModel):
             _draw_uniform(module, fan_in=module.in_channels * math.prod(module.kernel_size))
         else:
             super()._init_weights(module)
+
+
+def require_known_arguments(model: nn.Module, arguments: dict[str, Any]) -> None:
+    """Raises TypeError for an argument that a tower would pass over: one misspelt, or of other models.
+
+    Args:
+        model: whose forward got them, for the message.
+        arguments: by name; None counts as not given.
+    """
+    for name, value in arguments.items():
+        if name not in PASSED_ON and value is not None:
+            raise TypeError(f"{type(model).__name__}.forward() got an unexpected keyword argument '{name}'")
 
 
 def _raise_if_damaged(source: str | os.PathLike, names: tuple[str, ...], kwargs: dict[str, Any]) -> None:

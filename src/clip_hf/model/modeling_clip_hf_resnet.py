@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .chunked_embedding_clip_hf import is_recomputing
 from .configuration_clip_hf_towers import ClipHfResNetConfig
 from .conversion_clip_hf import interpolate_positions
-from .modeling_clip_hf_base import ClipHfImageModel, ClipHfImageOutput, normalize_pixels
+from .modeling_clip_hf_base import ClipHfImageModel, ClipHfImageOutput, normalize_pixels, require_known_arguments
 from .modeling_clip_hf_transformer import attend
 
 EXPANSION = 4
@@ -174,8 +174,10 @@ class ClipHfResNetModel(ClipHfImageModel):
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
+            TypeError: an argument is unknown.
             ValueError: the pixels have the wrong shape or type.
         """
+        require_known_arguments(self, kwargs)
         size = self.config.image_size
         if not interpolate_pos_encoding and pixel_values.shape[-2:] != (size, size):
             raise ValueError(

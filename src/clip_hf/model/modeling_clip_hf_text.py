@@ -18,7 +18,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_clip_hf_towers import ClipHfTextConfig
 from .conversion_clip_hf import IMAGE_TOWER_KEYS, PROJECTION_KEYS
-from .modeling_clip_hf_base import ClipHfPreTrainedModel
+from .modeling_clip_hf_base import ClipHfPreTrainedModel, require_known_arguments
 from .modeling_clip_hf_transformer import (
     ClipHfAttention,
     ClipHfTransformerLayer,
@@ -75,6 +75,14 @@ def require_end_of_text(is_eos: Tensor, eos_token_id: int) -> None:
         raise ValueError(
             f"{len(rows)} of {len(is_eos)} texts (first: number {rows[0]}) have no end-of-text token {eos_token_id}, "
             "where the text feature is read: tokenize them with the model's own tokenizer"
+        )
+
+
+def _require_shape(attention_mask: Tensor | None, input_ids: Tensor) -> None:
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but input_ids {tuple(input_ids.shape)}: pass "
+            "the mask that the tokenizer gave with the ids, or none"
         )
 
 
@@ -177,10 +185,14 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
-            ValueError: the texts are too long, or one has no end-of-text token. The latter is looked for on the CPU
-                alone, as an accelerator would have to wait for the answer, and not under `torch.func`. Or a prefix is
-                to be shared by texts of which more than the feature is asked for.
+            TypeError: an argument is unknown.
+            ValueError: the mask has another shape than the ids, the texts are too long, or one has no end-of-text
+                token. The latter is looked for on the CPU alone, as an accelerator would have to wait for the answer,
+                and not under `torch.func`. Or a prefix is to be shared by texts of which more than the feature is
+                asked for.
         """
+        require_known_arguments(self, kwargs)
+        _require_shape(attention_mask, input_ids)
         if share_prefix and not pooled_only:
             raise ValueError(
                 "share_prefix=True leaves no last_hidden_state of whole texts: pass pooled_only=True, too"

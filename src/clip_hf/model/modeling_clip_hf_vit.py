@@ -14,7 +14,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_clip_hf_towers import ClipHfViTConfig
 from .conversion_clip_hf import interpolate_positions
-from .modeling_clip_hf_base import ClipHfImageModel, ClipHfImageOutput, normalize_pixels
+from .modeling_clip_hf_base import ClipHfImageModel, ClipHfImageOutput, normalize_pixels, require_known_arguments
 from .modeling_clip_hf_transformer import ClipHfAttention, ClipHfTransformerLayer, init_transformer_module
 
 
@@ -116,8 +116,10 @@ class ClipHfViTModel(ClipHfImageModel):
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
+            TypeError: an argument is unknown.
             ValueError: the pixels have the wrong shape or type.
         """
+        require_known_arguments(self, kwargs)
         hidden_states = self.pre_layernorm(self.embeddings(pixel_values, interpolate_pos_encoding))
         first = torch.zeros(len(hidden_states), dtype=torch.long, device=hidden_states.device) if pooled_only else None
         *layers, last = self.layers
