@@ -8,20 +8,20 @@ import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModel, HfArgumentParser
+from transformers import HfArgumentParser
 from transformers.exporters import OnnxConfig, OnnxExporter
 
-from clip_hf import ClipHfImageProcessor, ClipHfProcessor, ClipHfTokenizer
+from clip_hf.conversion.onnx_parts import PROCESSORS, Part, example_inputs, open_part, open_processor
+from clip_hf.training.mistakes import told_in_a_line
 
 TEXTS = '["a dog", "a photo of two cats"], padding=True'
-PARTS: dict[str, tuple[Any, list[str], str]] = {  # what prepares its inputs, its outputs, an example
-    "joint": (ClipHfProcessor, ["image_embeds", "text_embeds"], f'images="photo.jpg", text={TEXTS}'),
-    "image": (ClipHfImageProcessor, ["image_embeds"], '"photo.jpg"'),
-    "text": (ClipHfTokenizer, ["text_embeds"], TEXTS),
+PARTS: dict[Part, tuple[list[str], str]] = {  # its outputs, an example
+    "joint": (["image_embeds", "text_embeds"], f'images="photo.jpg", text={TEXTS}'),
+    "image": (["image_embeds"], '"photo.jpg"'),
+    "text": (["text_embeds"], TEXTS),
 }
 USE = """
 from clip_hf import {processor}
@@ -38,23 +38,10 @@ class ExportArguments:
 
     model: str = field(metadata={"help": "checkpoint folder or Hub repository"})
     output_dir: Path = field(metadata={"help": "folder for model.onnx and the processor"})
-    part: Literal["joint", "image", "text"] = field(
-        default="joint", metadata={"help": "the whole model, or the image or text tower alone"}
-    )
+    part: Part = field(default="joint", metadata={"help": "the whole model, or the image or text tower alone"})
     max_difference: float = field(
         default=1e-4, metadata={"help": "largest allowed difference of unit embeddings to PyTorch's"}
     )
-
-
-def example_inputs(config: Any, part: str, batch_size: int, length: int) -> dict[str, Tensor]:
-    """Returns random inputs: `input_ids` (batch_size, length), normalised `pixel_values`, or both."""
-    text, vision = config.text_config, config.vision_config
-    input_ids = torch.randint(0, min(text.bos_token_id, text.eos_token_id), (batch_size, length))
-    ends = torch.randint(1, length, (batch_size, 1))
-    input_ids = input_ids.masked_fill(torch.arange(length) >= ends, text.eos_token_id)
-    pixel_values = torch.randn(batch_size, vision.num_channels, vision.image_size, vision.image_size)
-    inputs = {"input_ids": input_ids, "pixel_values": pixel_values}
-    return {"joint": inputs, "image": {"pixel_values": pixel_values}, "text": {"input_ids": input_ids}}[part]
 
 
 def largest_difference(output: Any, expected: Any, names: list[str]) -> float:
@@ -66,18 +53,12 @@ def largest_difference(output: Any, expected: Any, names: list[str]) -> float:
 
 def main(arguments: ExportArguments) -> None:
     """Exports, compares on another batch size and shorter texts than the example's, saves only what agrees."""
-    model = AutoModel.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    part = {"joint": model, "image": model.vision_model, "text": model.text_model}[arguments.part]
-    if arguments.part != "joint" and getattr(part, "projection", None) is None:
-        sys.exit(
-            f"export_onnx.py: the {arguments.part} tower of a {type(model).__name__} gives no embeddings by itself: "
-            "save the checkpoint with ClipHfModel first, or export --part joint"
-        )
-    processor, outputs, example = PARTS[arguments.part]
-    length = model.config.text_config.max_position_embeddings
-    inputs = example_inputs(model.config, arguments.part, 2, length)
+    with told_in_a_line():
+        part = open_part(arguments.model, arguments.part)
+    processor, (outputs, example) = PROCESSORS[arguments.part].__name__, PARTS[arguments.part]
+    inputs = example_inputs(part.config, arguments.part, 2)
     exported = OnnxExporter().export(part, inputs, config=OnnxConfig(dynamic=True))
-    inputs = example_inputs(model.config, arguments.part, 3, length // 2)
+    inputs = example_inputs(part.config, arguments.part, 3, cut=2)
     with torch.no_grad():
         difference = largest_difference(exported(**inputs), part(**inputs), outputs)
     if not difference <= arguments.max_difference:
@@ -87,11 +68,11 @@ def main(arguments: ExportArguments) -> None:
     folder = arguments.output_dir
     exported.save_pretrained(folder)
     try:
-        processor.from_pretrained(arguments.model).save_pretrained(folder)
+        open_processor(arguments.model, arguments.part, part).save_pretrained(folder)
     except (OSError, ValueError) as error:
-        print(f"{arguments.model} has no {processor.__name__}, so save one in {folder}: {error}")
+        print(f"{arguments.model} has no {processor}, so save one in {folder}: {error}")
     print(f"{folder / 'model.onnx'}: embeddings differ from PyTorch's by {difference:.1e} at most. To use it:")
-    names = {"processor": processor.__name__, "targets": ", ".join(outputs), "outputs": json.dumps(outputs)}
+    names = {"processor": processor, "targets": ", ".join(outputs), "outputs": json.dumps(outputs)}
     print(USE.format(folder=folder.as_posix(), example=example, **names))
 
 
