@@ -89,6 +89,7 @@ def test_what_a_run_took_is_not_said_of_one_that_goes_on(tmp_path):
     """Its clock begins anew."""
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
     for resumed_at, checkpoint in ((0, None), (1, str(tmp_path / "checkpoint-1"))):
+        shutil.rmtree(tmp_path / "checkpoint-2", ignore_errors=True)
         make_trainer(tmp_path, **options).train(resume_from_checkpoint=checkpoint)
         results = json.loads((tmp_path / "results.json").read_text())
         assert results["resumed_at_step"] == resumed_at

@@ -71,7 +71,7 @@ def test_the_average_beside_the_best_model_is_that_of_its_checkpoint(tmp_path):
 
 
 def test_without_the_option_there_is_no_average(tmp_path):
-    trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
+    trainer = make_trainer(tmp_path, **OPTIONS | {"ema_decay": None, "save_strategy": "steps", "save_steps": 2})
     trainer.train()
     assert not (tmp_path / "checkpoint-2" / "ema").exists()
     again = make_trainer(tmp_path / "again", **OPTIONS)
