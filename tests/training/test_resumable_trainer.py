@@ -253,8 +253,22 @@ def test_an_evaluation_that_was_missed_is_made_and_changes_no_number(num_lost, t
     )
     assert len(of_whole) == 2 and of_resumed == {step: of_whole[step] for step in of_resumed}
     assert len(of_resumed) == 2
+    assert resumed.state.best_metric == whole.state.best_metric
     for parameter, expected in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(parameter, expected)
+
+
+def test_a_missed_evaluation_may_be_the_best(tmp_path):
+    """Of a checkpoint that SIGTERM had saved when the epoch's evaluation was killed, as if that had never been."""
+    options = {"max_steps": -1, "num_train_epochs": 2, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    options |= {"pairs": TinyPairs(tiny_model("vit").config, 24), "save_total_limit": 1}
+    best_of(tmp_path, is_stopped=True, **options)
+    file = tmp_path / "checkpoint-3" / "trainer_state.json"
+    state = json.loads(file.read_text())
+    state["log_history"] = [entry for entry in state["log_history"] if "eval_step" not in entry]
+    file.write_text(json.dumps(state | {"best_metric": None, "best_global_step": None, "best_model_checkpoint": None}))
+    assert best_of(tmp_path, resume_from_checkpoint="true", **options) == ([3, 6], 3)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
 
 
 FULL_DISK = """

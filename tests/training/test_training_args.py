@@ -94,7 +94,7 @@ def test_devices_share_the_global_batch(name, tmp_path, monkeypatch):
 def test_processes_that_would_train_each_for_itself_are_refused(tmp_path, monkeypatch):
     """Those of MPI on GPUs, where accelerate looks for a launcher of torch's kind."""
     started = "clip_hf.training.training_args.get_cpu_distributed_information"
-    monkeypatch.setattr(started, lambda: SimpleNamespace(world_size=4))
+    monkeypatch.setattr(started, lambda: SimpleNamespace(world_size=4, local_world_size=1))
     with pytest.raises(ValueError, match=r"4 processes were started to share .* but 1 of them train .*torchrun"):
         make(tmp_path, global_batch_size=96)
 

@@ -84,6 +84,7 @@ class ResumableTrainer(Trainer):
         self.add_callback(EpochCallback())
         self._loader: Any = None
         self._is_saving_checkpoint = False
+        self._resumed_checkpoint: str | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains, as `Trainer.train` does, and continues an interrupted run as if nothing had happened.
@@ -171,6 +172,7 @@ class ResumableTrainer(Trainer):
         epoch, num_batches = super()._init_training_state(
             max_steps, num_steps_per_epoch, num_epochs, checkpoint, trial
         )
+        self._resumed_checkpoint = checkpoint
         if checkpoint is not None:  # a run that goes on has been evaluated at its start
             self.args.eval_on_start = self._has_missed_evaluation(max_steps)
         if checkpoint is not None and self.state.best_model_checkpoint is None:  # the folder may have been moved
@@ -193,12 +195,11 @@ class ResumableTrainer(Trainer):
         return self.args.eval_strategy == IntervalStrategy.EPOCH and is_at_end and not is_evaluated
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        is_late = skip_scheduler and self.state.global_step > 0  # see _has_missed_evaluation
-        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler and not is_late)
-        if is_late and self._determine_best_metric(metrics, trial):
-            self.state.best_model_checkpoint = str(
-                Path(self._get_output_dir(trial), f"checkpoint-{self.state.global_step}")
-            )
+        # At the start of a run that goes on, it is the one that was missed.
+        is_missed = skip_scheduler and self._resumed_checkpoint is not None
+        metrics = super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler and not is_missed)
+        if is_missed and self._determine_best_metric(metrics, trial):
+            self.state.best_model_checkpoint = self._resumed_checkpoint
         return metrics
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:

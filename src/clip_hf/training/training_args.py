@@ -26,7 +26,7 @@ def default_num_workers() -> int:
     """Returns how many processes prepare a process's data: its share of the cores but one, at least 1, at most 8."""
     _name_local_world_size()
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = num_cores // int(os.environ.get("LOCAL_WORLD_SIZE") or "1")
+    share = num_cores // get_cpu_distributed_information().local_world_size
     return min(max(1, share - 1), MOST_DATA_WORKERS)
 
 
