@@ -102,8 +102,19 @@ def test_engines_keep_buckets_and_parts_for_the_step():
         whole, chunks = (
             plan(without_activations(tiny_config("vit"), 64, size), devices, engine) for size in (None, 8)
         )
-        largest = max(small.trained_of_tower.values())
-        assert chunks.memory["gradients"] - whole.memory["gradients"] == pytest.approx(4 * largest)
+        others = max(small.trained_of_tower.values()) * 3 / 4  # of the four parts, those of the other devices
+        assert chunks.memory["gradients"] - whole.memory["gradients"] == pytest.approx(4 * others)
+
+
+def test_buckets_come_where_a_chunks_activations_were():
+    config, devices = ClipHfConfig.from_architecture("ViT-B/32"), Hardware(2, 1e12, 0.5, 1e9)
+    part = 4 * Training(config, 64).num_trained / 2
+    for chunk_size in (1, 16):
+        plans = {engine: plan(Training(config, 64, chunk_size), devices, engine).memory for engine in NUM_BUCKETS}
+        for engine in ("zero1", "zero2"):
+            buckets, activations = NUM_BUCKETS[engine] * 200_000_000, plans[engine]["activations"]
+            assert plans[engine]["buffers"] == pytest.approx(part + max(0, buckets - activations)), engine
+        assert plans["zero3"]["buffers"] == pytest.approx(part + 2 * part + 2 * 200_000_000)
 
 
 @pytest.mark.parametrize(("engine", "share"), [("ddp", 1), ("zero1", 1), ("zero2", 1 / 2), ("zero3", 1 / 2)])

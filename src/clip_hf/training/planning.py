@@ -242,9 +242,9 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     parts["parameters"] += 4 * num_parameters * training.has_average
     # Of two towers, the first has its backward pass when both are saved, unless chunks are recomputed one by one.
     is_chunked = min(num_images, num_texts) < own_size
-    if is_chunked and DIVIDED[engine] > 1 and num_devices > 1:
+    if is_chunked and DIVIDED[engine] > 1:
         # Autograd adds up those of all chunks of a tower before the engine gets them to divide.
-        parts["gradients"] += 4 * max(training.trained_of_tower.values())
+        parts["gradients"] += 4 * max(training.trained_of_tower.values()) * (1 - 1 / num_devices)
     saved = {"image": num_images * training.bytes_of_image, "text": num_texts * training.bytes_of_text}
     towers = [size for tower, size in saved.items() if tower not in training.locked]
     activations = max(towers) if is_chunked else sum(towers)
@@ -253,7 +253,7 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     if not is_chunked:  # gradients come as activations go
         parts["gradients"] = max(0, parts["gradients"] - activations)
     memory = parts | {
-        "buffers": _buffer_bytes(training, num_devices, engine),
+        "buffers": _buffer_bytes(training, num_devices, engine, activations if is_chunked else 0.0),
         "activations": activations,
         "batch": own_size * (vision.num_channels * vision.image_size**2 + 8 * training.text_length + 4 * text_bytes),
         "loss": 2 * batch_size * text_bytes + (8 * num_logits if num_logits <= WHOLE_LOGITS else TILE_BYTES),
@@ -271,14 +271,24 @@ def plan(training: Training, hardware: Hardware, engine: str) -> Plan:
     return Plan(memory, sent, seconds, waiting, batch_size / (seconds + waiting))
 
 
-def _buffer_bytes(training: Training, num_devices: int, engine: str) -> float:
-    """Returns what an engine holds beside its parts of parameters, gradients and averages."""
+def _buffer_bytes(training: Training, num_devices: int, engine: str, activations_before: float) -> float:
+    """Returns what an engine holds beside its parts of parameters, gradients and averages.
+
+    Args:
+        training: what is trained.
+        num_devices: W.
+        engine: of `DIVIDED`.
+        activations_before: bytes of those that are gone when the first gradients reach the engine, as in chunks.
+    """
     size = 4 * training.num_trained
     if engine == "ddp":
         return size * (num_devices > 1)  # the buckets of all gradients
     # DeepSpeed copies its part of the parameters, and the optimizer changes the copy.
     collected = min(4 * training.num_parameters, COLLECTED_BYTES) * (engine == "zero3" and num_devices > 1)
-    return size / num_devices + NUM_BUCKETS[engine] * min(size, BUCKET_BYTES) + collected
+    buckets = NUM_BUCKETS[engine] * min(size, BUCKET_BYTES)
+    if engine != "zero3":  # whose collected parameters leave no room where activations were
+        buckets = max(0.0, buckets - activations_before)
+    return size / num_devices + buckets + collected
 
 
 def _adapter_sizes(config: ClipHfConfig, rank: int) -> dict[str, int]:
