@@ -285,7 +285,7 @@ def _buffer_bytes(training: Training, num_devices: int, engine: str, activations
         return size * (num_devices > 1)  # the buckets of all gradients
     # DeepSpeed copies its part of the parameters, and the optimizer changes the copy.
     collected = min(4 * training.num_parameters, COLLECTED_BYTES) * (engine == "zero3" and num_devices > 1)
-    buckets = NUM_BUCKETS[engine] * min(size, BUCKET_BYTES)
+    buckets: float = NUM_BUCKETS[engine] * min(size, BUCKET_BYTES)
     if engine != "zero3":  # whose collected parameters leave no room where activations were
         buckets = max(0.0, buckets - activations_before)
     return size / num_devices + buckets + collected
