@@ -77,25 +77,29 @@ def plan_case(
 def measure(
     architecture: str, batch_size: int, chunk_size: int | None, device: str, dtype: str, engine: str = "ddp"
 ) -> float:
-    """Returns the megabytes that the steps add to those of a process that has imported all and trained a little."""
-    small = {"hidden_size": 32, "num_hidden_layers": 1}
+    """Returns the megabytes that the steps add to those of a process that has its data and has trained a little."""
+    torch.manual_seed(0)
+    small, config = {"hidden_size": 32, "num_hidden_layers": 1}, build_config(architecture)
     vision = small | {"image_size": 32, "patch_size": 16}
-    steps(ClipHfConfig(text_config=small, vision_config=vision, projection_dim=32), 2, None, device, dtype, engine)
+    first = ClipHfConfig(text_config=small, vision_config=vision, projection_dim=32)
+    pairs = NoisePairs(config, NUM_STEPS * batch_size)
+    steps(first, NoisePairs(first, NUM_STEPS * 2), None, device, dtype, engine)
     before = forget_peak()
-    steps(build_config(architecture), batch_size, chunk_size, device, dtype, engine)
+    steps(config, pairs, chunk_size, device, dtype, engine)
     return peak_megabytes() - before
 
 
-def steps(config: ClipHfConfig, batch_size: int, chunk_size: int | None, device: str, dtype: str, engine: str) -> None:
+def steps(
+    config: ClipHfConfig, pairs: NoisePairs, chunk_size: int | None, device: str, dtype: str, engine: str
+) -> None:
     """Takes the steps."""
-    torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         args = ClipTrainingArguments(
             folder,
             use_cpu=device == "cpu",
             bf16=dtype == "bfloat16",
             max_steps=NUM_STEPS,
-            global_batch_size=batch_size,
+            global_batch_size=len(pairs) // NUM_STEPS,
             grad_cache_chunk_size=chunk_size,
             warmup_steps=0,
             save_strategy="no",
@@ -103,7 +107,7 @@ def steps(config: ClipHfConfig, batch_size: int, chunk_size: int | None, device:
             dataloader_num_workers=0,  # this process alone is measured
             deepspeed=None if engine == "ddp" else str(RECIPES / f"{engine}.json"),
         )
-        ClipTrainer(ClipHfModel(config), args, lambda batch: batch, NoisePairs(config, NUM_STEPS * batch_size)).train()
+        ClipTrainer(ClipHfModel(config), args, lambda batch: batch, pairs).train()
 
 
 def measure_two(*case: Any) -> float:
