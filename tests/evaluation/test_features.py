@@ -47,10 +47,12 @@ def unit(rows):
     return rows / rows.norm(dim=-1, keepdim=True)
 
 
+@pytest.mark.parametrize("returns_tuples", [False, True])
 @pytest.mark.parametrize("kind", MODELS)
 @torch.no_grad()
-def test_features_equal_the_plain_computation(kind, photos, tmp_path):
+def test_features_equal_the_plain_computation(kind, returns_tuples, photos, tmp_path):
     cache = open_cache(save_checkpoint(kind, tmp_path / "model"), tmp_path / "cache")
+    cache.embedder.model.config.return_dict = not returns_tuples
     model, processor = MODELS[kind](), tiny_image_processor(MODELS[kind]())
     images = cache.embed_images(open_photos(photos))
     tower = cache.embed_images(open_photos(photos), before_projection=True)

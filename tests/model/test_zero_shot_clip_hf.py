@@ -122,6 +122,15 @@ def test_transformers_own_model_works_as_well():
         classifier(pixels.to(torch.uint8))
 
 
+@pytest.mark.parametrize("make_model", [lambda: tiny_zero_shot_model("resnet"), tiny_transformers_model])
+def test_a_model_that_returns_tuples_answers_the_same(make_model):
+    model = make_model()
+    pixels = random_pixels(model.config)
+    expected = make(model)(pixels)
+    model.config.return_dict = False
+    torch.testing.assert_close(make(model)(pixels), expected, rtol=0, atol=0)
+
+
 def test_top_k_gives_the_most_probable_classes_first(model):
     classifier, pixels = make(model), random_pixels(model.config)
     answers = classifier.top_k(pixels, k=99)

@@ -67,6 +67,14 @@ def test_a_step_logs_what_a_run_is_judged_by(tmp_path):
     assert entry["scale"] == pytest.approx(1 / 0.07, rel=0.01)
 
 
+def test_a_model_that_returns_tuples_trains_and_is_evaluated(tmp_path):
+    model = tiny_model("vit")
+    model.config.return_dict = False
+    trainer = make_trainer(tmp_path, model, eval_pairs=TinyPairs(model.config, NUM_EVAL_PAIRS))
+    trainer.train()
+    assert "eval_mean_recall" in trainer.evaluate()
+
+
 @pytest.mark.parametrize("tower", TOWERS)
 def test_activation_checkpointing_inside_chunks_changes_nothing(tower, tmp_path):
     """A ResNet's images stay in the chunks that its batch norm sees."""

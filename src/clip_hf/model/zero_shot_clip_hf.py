@@ -284,15 +284,15 @@ def embed_images(model: PreTrainedModel, pixel_values: Tensor) -> Tensor:
 
 
 def image_feature_options(model: PreTrainedModel) -> dict[str, bool]:
-    """Returns what makes `get_image_features` compute nothing but features, where the model knows it."""
-    return {"pooled_only": True} if model.config.model_type == "clip_hf" else {}
+    """Returns what makes `get_image_features` name its features, and compute nothing else where the model knows it."""
+    return {"return_dict": True} | ({"pooled_only": True} if model.config.model_type == "clip_hf" else {})
 
 
 def text_feature_options(model: PreTrainedModel) -> dict[str, bool]:
-    """Returns what makes `get_text_features` compute nothing but features, and nothing twice, for many texts."""
+    """Returns the same for `get_text_features`, and for many texts what makes it compute nothing twice."""
     # To an accelerator, a second pass for a prefix is more than the few tokens that it saves.
     ours = {"pooled_only": True, "share_prefix": model.device.type == "cpu"}
-    return ours if model.config.model_type == "clip_hf" else {}
+    return {"return_dict": True} | (ours if model.config.model_type == "clip_hf" else {})
 
 
 def check_strings(name: str, values: Sequence[str]) -> tuple[str, ...]:

@@ -234,7 +234,7 @@ class ClipTrainer(PushingTrainer):
 
     def _embed(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         model_inputs = {key: value for key, value in inputs.items() if key not in (SAMPLE_IDS, NUM_TEXTS)}
-        return model(**model_inputs, chunk_sizes=self.args.chunk_sizes)
+        return model(**model_inputs, chunk_sizes=self.args.chunk_sizes, return_dict=True)
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
         """Returns autocast for FSDP2 with `bf16`, whose parameters accelerate would cast; it covers other engines."""
