@@ -159,13 +159,22 @@ def test_an_epoch_that_sigterm_cuts_is_not_evaluated_as_one(num_pairs, before, t
     assert (before + resumed, best_of_resumed) == (whole, best)
 
 
+def test_a_finished_run_keeps_its_newest_checkpoint_and_is_not_trained_again_from_its_best(tmp_path):
+    options = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    options |= {"save_total_limit": 1}
+    assert best_of(tmp_path, **options) == ([1, 2, 3], 1)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-3"]
+    assert best_of(tmp_path, resume_from_checkpoint="true", **options) == ([], 1)
+
+
 def test_a_folder_that_was_moved_keeps_its_best_checkpoint(tmp_path):
     options = {"max_steps": 5, "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     options |= {"save_total_limit": 1}
     best_of(tmp_path / "here", is_stopped=True, **options)
     (tmp_path / "here").rename(tmp_path / "there")
     assert best_of(tmp_path / "there", resume_from_checkpoint="true", **options) == ([4, 5], 1)
-    assert [path.name for path in (tmp_path / "there").glob("checkpoint-*")] == ["checkpoint-1"]
+    checkpoints = sorted(path.name for path in (tmp_path / "there").glob("checkpoint-*"))
+    assert checkpoints == ["checkpoint-1", "checkpoint-5"]
 
 
 def test_a_run_that_saves_nothing_else_continues_from_what_sigterm_left(tmp_path):
@@ -268,7 +277,7 @@ def test_a_missed_evaluation_may_be_the_best(tmp_path):
     state["log_history"] = [entry for entry in state["log_history"] if "eval_step" not in entry]
     file.write_text(json.dumps(state | {"best_metric": None, "best_global_step": None, "best_model_checkpoint": None}))
     assert best_of(tmp_path, resume_from_checkpoint="true", **options) == ([3, 6], 3)
-    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
 
 
 FULL_DISK = """

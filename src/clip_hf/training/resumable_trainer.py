@@ -127,9 +127,14 @@ class ResumableTrainer(Trainer):
         time.sleep(SECONDS_FOR_THREADS)
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        if self._sigterm.is_stopped:  # or transformers would load the best checkpoint and might delete the newest
+        if self._sigterm.is_stopped:  # or transformers would load the best checkpoint
             self.state.best_model_checkpoint = None
-        return super()._finalize_training(*args, **kwargs)
+        # At a limit of 1 transformers would delete all but the best, from which the same command would train again.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _check_same_processes(self, checkpoint: Path) -> None:
         num_processes = max(1, len(list(checkpoint.glob("rng_state_*.pth"))))
