@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import CLIPImageProcessorPil, CLIPProcessor
 
 from clip_hf import ClipHfImageProcessor, ClipHfImageProcessorTorch, ClipHfProcessor, ClipHfTokenizer
 from clip_hf.model.image_processing_clip_hf import IMAGE_PROCESSOR_CLASSES
 from tests.open_clip_folders import clip_tokenizer, small_tokenizer, write_open_clip_folder
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
 
 
 @pytest.fixture(params=["clip_hf", "transformers", "open_clip"])
@@ -54,3 +57,35 @@ def test_a_processor_hands_its_options_to_both_parts(folder, backend):
     processor = ClipHfProcessor.from_pretrained(folder, backend=backend, **options)
     assert processor.image_processor.crop_size.height == 24
     assert (processor.tokenizer.clean, processor.tokenizer.model_max_length) == (False, 7)
+
+
+def test_an_option_that_does_not_exist_is_refused():
+    processor = ClipHfProcessor(ClipHfImageProcessor(), small_tokenizer())
+    for name, meant in {"paddding": "padding", "do_resise": "do_resize", "text_kwarg": "text_kwargs"}.items():
+        with pytest.raises(TypeError, match=f"{name} is no option of the processor; did you mean {meant}"):
+            processor(text=["a"], images=PIXELS, **{name: True})
+    with pytest.raises(TypeError, match="imges is no option of the processor; did you mean images"):
+        processor(imges=PIXELS)
+    with pytest.raises(TypeError, match="paddding is no option of the tokenizer; did you mean padding"):
+        processor(text=["a"], text_kwargs={"paddding": True})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "max_length", "max_length": 9, "truncation": True, "return_tensors": "pt"},
+        {"do_resize": False, "crop_size": {"height": 8, "width": 8}, "device": "cpu"},
+        {"text_kwargs": {"padding": True}, "images_kwargs": {"size": 10, "crop_size": 8}, "return_tensors": "np"},
+        {"common_kwargs": {"return_tensors": "pt"}, "videos_kwargs": {"fps": 2}, "audio_kwargs": {}},
+        {"return_mm_token_type_ids": True, "do_sample_frames": True, "sampling_rate": 16000},
+    ],
+)
+def test_options_of_transformers_processors_do_what_they_do_there(options):
+    sizes = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    tokenizer = small_tokenizer()
+    ours = ClipHfProcessor(ClipHfImageProcessor(**sizes), tokenizer)
+    stock = CLIPProcessor(CLIPImageProcessorPil(**sizes), clip_tokenizer(tokenizer))
+    found, expected = (processor(PIXELS, ["a", "b"], **options) for processor in (ours, stock))
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(np.asarray(found[name], float), np.asarray(values, float), atol=1e-5, err_msg=name)

@@ -2,6 +2,7 @@
 
 import copy
 import gzip
+import inspect
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from transformers import (
     DataCollatorWithPadding,
     pipeline,
 )
+from transformers.processing_utils import TextKwargs
 
 from clip_hf.model import text_preparation_clip_hf, tokenization_clip_hf
 from clip_hf.model.bpe_clip_hf import BYTE_VOCABULARY
@@ -513,6 +515,28 @@ def test_a_mistaken_choice_of_cleaning_is_refused(small, tmp_path, options, mess
         ClipHfTokenizer(model["vocab"], [tuple(merge) for merge in model["merges"]], **options)
     with pytest.raises(ValueError, match=message):
         ClipHfTokenizer.from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.parametrize("texts", ["a", ["a", "b"]])
+def test_an_option_that_does_not_exist_is_refused(small, texts):
+    message = "max_lenght is no option of the tokenizer; did you mean max_length"
+    mistakes = {"max_lenght": 5}, {"tokenizer_kwargs": {"max_lenght": 5}}, {"max_lenght": 5, "padding": True}
+    for options in mistakes:
+        with pytest.raises(TypeError, match=message):
+            small(texts, return_tensors="pt", **options)
+    for method in (small.encode, small.tokenize):
+        with pytest.raises(TypeError, match=message):
+            method(texts, max_lenght=5)
+
+
+def test_every_option_of_transformers_is_taken(small):
+    parameters = list(inspect.signature(small.__call__).parameters.values())
+    options = {one.name: one.default for one in parameters if one.default is not one.empty}
+    options |= dict.fromkeys(TextKwargs.__annotations__.keys() - options.keys())
+    options |= {"max_target_length": 5, "split_special_tokens": False, "text": "a", "text_target": "a b"}
+    assert small(**options)["labels"] == small("a b", max_length=5)["input_ids"]
+    assert small.encode("a", truncation=True, verbose=False, return_length=True) == small("a")["input_ids"]
+    assert small.tokenize("a", truncation=True, max_length=5, padding=False) == ["a</w>"]
 
 
 @pytest.mark.parametrize("text", [None, 5, b"bytes", ["a", None], [["a"], [5]]])

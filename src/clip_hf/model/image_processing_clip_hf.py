@@ -5,7 +5,6 @@ Three classes do the same work; they differ in what resizes: `ClipHfImageProcess
 `from_pretrained(..., backend="pil" | "torch" | "torchvision")` chooses between them.
 """
 
-import difflib
 import math
 from collections.abc import Set
 from os import PathLike
@@ -26,6 +25,7 @@ from transformers.utils import is_torchvision_available
 from .image_sizes_clip_hf import centre_box, resized_size, validate_sizes
 from .image_sources_clip_hf import decode_source, flatten_images
 from .open_clip_checkpoint_clip_hf import is_open_clip, open_clip_image_options, read_open_clip_config
+from .options_clip_hf import reject_unknown_options
 from .tensor_files_clip_hf import HUB_ARGUMENTS
 
 LARGEST_RESIZE = 2**24
@@ -297,11 +297,7 @@ def _interpolate_in_floats(pixels: Tensor, size: tuple[int, int], mode: str) -> 
 
 def _reject_unknown(options: dict[str, Any], others: Set[str] = frozenset()) -> None:
     known = ImagesKwargs.__annotations__.keys() | _SAVED_BESIDE_OPTIONS | others
-    for name in options:
-        if name not in known and not name.startswith("_"):
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(sorted(known))}"
-            raise TypeError(f"{name} is no option of the image processor; {hint}")
+    reject_unknown_options(options, known, "image processor")
 
 
 def _gather(pixels: list[Tensor], return_tensors: str | None) -> Tensor | np.ndarray | list[np.ndarray]:

@@ -4,13 +4,26 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import (
+    AudioKwargs,
+    ImagesKwargs,
+    ProcessingKwargs,
+    ProcessorMixin,
+    TextKwargs,
+    VideosKwargs,
+)
 
 from .image_processing_clip_hf import ClipHfImageProcessor
+from .options_clip_hf import reject_unknown_options
 from .tokenization_clip_hf import ClipHfTokenizer
 
 # A checkpoint's code offers all three: transformers copies the files that this one names.
 __all__ = ["ClipHfImageProcessor", "ClipHfProcessor", "ClipHfTokenizer"]
+
+# With those of videos and sound: transformers' chats hand them to whichever processor there is.
+_OPTIONS = {"images", "text", "videos", "audio", "common_kwargs"}.union(
+    *(kind.__annotations__ for kind in (ProcessingKwargs, TextKwargs, ImagesKwargs, VideosKwargs, AudioKwargs))
+)
 
 
 class ClipHfProcessor(ProcessorMixin):
@@ -23,10 +36,23 @@ class ClipHfProcessor(ProcessorMixin):
         tokenizer: a `ClipHfTokenizer`.
 
     `from_pretrained(..., backend="pil" | "torch" | "torchvision")` chooses the class of the image processor.
+
+    Raises:
+        TypeError: a call has an option that does not exist.
     """
 
     def __init__(self, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(image_processor, tokenizer)
+
+    def validate_inputs(self, *args: Any, **kwargs: Any) -> None:
+        """Checks a call, before it is worked on.
+
+        Raises:
+            TypeError: an option does not exist.
+            ValueError: there is neither an image nor a text, or a text is no string.
+        """
+        reject_unknown_options(kwargs, _OPTIONS, "processor")
+        super().validate_inputs(*args, **kwargs)
 
     @classmethod
     def _get_arguments_from_pretrained(

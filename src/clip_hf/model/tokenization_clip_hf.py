@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from tokenizers import AddedToken, models, processors, trainers
 from transformers import BatchEncoding, TokenizersBackend
+from transformers.processing_utils import TextKwargs
 from transformers.tokenization_utils_base import LARGE_INTEGER, TruncationStrategy
 from transformers.utils import PaddingStrategy, logging
 
@@ -30,6 +31,7 @@ from .bpe_clip_hf import (
     read_vocabulary,
 )
 from .open_clip_checkpoint_clip_hf import read_open_clip_config
+from .options_clip_hf import reject_unknown_options
 from .padded_batch_clip_hf import is_plain_padded_batch, pad_batch
 from .text_preparation_clip_hf import check_texts, prepare_text
 
@@ -50,6 +52,9 @@ NOT_SETTINGS = {
     *("is_local", "local_files_only", "post_processor"),
     *("tokenizer_padding", "tokenizer_truncation", "_json_padding", "_json_truncation"),
 }
+
+# Of a call, and what transformers makes of two of them.
+_OPTIONS = {*TextKwargs.__annotations__, "split_special_tokens", "padding_strategy", "truncation_strategy"}
 
 
 class ClipHfTokenizer(TokenizersBackend):
@@ -75,6 +80,7 @@ class ClipHfTokenizer(TokenizersBackend):
         **kwargs: other settings of transformers' tokenizers, such as `split_special_tokens`.
 
     Raises:
+        TypeError: a call has an option that does not exist.
         ValueError: there is no vocabulary or it is not one of CLIP's kind, the context has less than 3 positions,
             a special token is not the one of the vocabulary, `clean` is misspelt or no bool, or `padding_side` is
             "left".
@@ -258,6 +264,7 @@ class ClipHfTokenizer(TokenizersBackend):
         return super()._get_padding_truncation_strategies(padding, truncation, *args, **kwargs)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
+        reject_unknown_options(kwargs, _OPTIONS, "tokenizer")
         if text_pair is not None:
             raise ValueError("CLIP reads one text at a time, there is no text_pair: pass the texts as one list")
         if isinstance(text, list | tuple) and not text:
