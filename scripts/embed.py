@@ -24,7 +24,7 @@ class EmbedArguments:
     """What to embed, with which model, and how."""
 
     model: str = field(metadata={"help": "Checkpoint folder or Hub repository."})
-    data: str = field(metadata={"help": "Folder of images, .txt, .jsonl, .csv or .parquet file, or Hub dataset."})
+    data: str = field(metadata={"help": "Folder, .txt, .jsonl, .csv, .tsv or .parquet file, or Hub dataset."})
     output_dir: Path = field(metadata={"help": "Folder of the Parquet files."})
     modality: Literal["image", "text", "both"] = field(default="image", metadata={"help": "What to embed."})
     image_column: str | None = field(default=None, metadata={"help": "Column of images; by default a usual name."})

@@ -72,7 +72,7 @@ def main(args: LinearProbeArguments) -> None:
     train, validation, names = splits["train"], splits.get("validation"), classes.names
     check_training(train, names, args.train_data)
     if validation is None:
-        train, validation = split_off(train, 0.1, args.seed)
+        train, validation = split_off(train, 0.1, args.seed, names)
     penalty, sweep = choose_penalty(train, validation)
     predictions = predict_with(fit(train + validation, penalty), splits["test"])
     labels, folder = splits["test"].labels, args.output_dir

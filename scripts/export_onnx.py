@@ -53,8 +53,9 @@ def largest_difference(output: Any, expected: Any, names: list[str]) -> float:
 
 def main(arguments: ExportArguments) -> None:
     """Exports, compares on another batch size and shorter texts than the example's, saves only what agrees."""
-    with told_in_a_line():
+    with told_in_a_line(OSError):
         part = open_part(arguments.model, arguments.part)
+        arguments.output_dir.mkdir(parents=True, exist_ok=True)  # not found out after the export
     processor, (outputs, example) = PROCESSORS[arguments.part].__name__, PARTS[arguments.part]
     inputs = example_inputs(part.config, arguments.part, 2)
     exported = OnnxExporter().export(part, inputs, config=OnnxConfig(dynamic=True))

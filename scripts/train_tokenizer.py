@@ -1,11 +1,10 @@
 """Trains a CLIP tokenizer on captions and saves its folder.
 
-Example:
-    python scripts/train_tokenizer.py --data captions.jsonl --vocab_size 16384 --output_dir outputs/tokenizer
+python scripts/train_tokenizer.py --data captions.jsonl --vocab_size 16384 --output_dir outputs/tokenizer
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,9 +14,11 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from clip_hf.data.columns import TEXT_COLUMNS, choose_column
+from clip_hf.data.inputs import TABLES, read_lines, read_value, table_file
+from clip_hf.data.rows import BrokenSampleError
+from clip_hf.data.tables import open_table
 from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
 
-FILE_FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 MEASURED_CAPTIONS = 10_000
 
 
@@ -27,8 +28,8 @@ class TokenizerArguments:
 
     data: str = field(
         metadata={
-            "help": "Captions: a .txt file with one per line, a .jsonl, .csv or .parquet file, or a data set that "
-            "datasets.load_dataset opens (a folder or a name on the Hub)."
+            "help": "Captions: a .txt file with one per line, a .jsonl, .csv, .tsv or .parquet file, a folder with "
+            "metadata, or a data set that datasets.load_dataset opens (a folder or a name on the Hub)."
         }
     )
     output_dir: str = field(metadata={"help": "Folder of the new tokenizer."})
@@ -45,26 +46,29 @@ class Captions:
     """All captions of a column, read anew at every pass; rows without one are counted and left out."""
 
     def __init__(self, data: str, split: str, text_column: str | None) -> None:
-        self.name, suffix = data, Path(data).suffix.lower()
-        if not Path(data).is_file():
-            self.rows = datasets.load_dataset(data, split=split, streaming=True)
-        elif suffix in FILE_FORMATS:
-            self.rows = datasets.load_dataset(FILE_FORMATS[suffix], data_files=data, split="train", streaming=True)
+        self.name, self.num_empty_rows, path = data, 0, Path(data)
+        columns: Sequence[str] = ("text",)
+        if (file := table_file(path)) is not None:
+            table = open_table(str(file), str(file))
+            columns = table.column_names
+            self.values = lambda: (read_value(table, place, self.column) for place in range(len(table)))
+        elif not path.is_file():
+            rows = datasets.load_dataset(data, split=split, streaming=True)
+            columns = rows.column_names or list(next(iter(rows), {}))
+            self.values = lambda: (row[self.column] for row in rows.select_columns([self.column]))  # no image decoded
+        elif path.suffix.lower() == ".txt":
+            self.values = lambda: read_lines(path)
         else:
-            raise ValueError(f"{data} must end in one of {', '.join(FILE_FORMATS)}")
-        self.column = self._find(text_column)
-        self.rows = self.rows.select_columns([self.column])  # nobody decodes the images
-        self.num_empty_rows = 0
-
-    def _find(self, text_column: str | None) -> str:
-        columns = self.rows.column_names or list(next(iter(self.rows), {}))
-        return choose_column(self.name, columns, text_column, TEXT_COLUMNS, "text")
+            raise ValueError(f"{data} must end in one of .txt, {', '.join(TABLES)}")
+        self.column = choose_column(data, columns, text_column, TEXT_COLUMNS, "text")
 
     def __iter__(self) -> Iterator[str]:
         self.num_empty_rows = 0
-        for row in self.rows:
-            value = row[self.column]
-            captions = [caption for caption in (value if isinstance(value, list) else [value]) if caption]
+        for place, value in enumerate(self.values()):
+            texts = value if isinstance(value, list) else [] if isinstance(value, BrokenSampleError) else [value]
+            captions = [text for text in texts if text]
+            if wrong := next((text for text in captions if not isinstance(text, str)), None):
+                raise ValueError(f"{self.name}, row {place}: {wrong!r:.80} is no text")
             self.num_empty_rows += not captions
             yield from captions
 
@@ -72,6 +76,7 @@ class Captions:
 def main(args: list[str] | None = None) -> None:
     """Trains, saves and reports."""
     (arguments,) = HfArgumentParser(TokenizerArguments).parse_args_into_dataclasses(args)
+    Path(arguments.output_dir).mkdir(parents=True, exist_ok=True)  # not found out after the training
     captions = Captions(arguments.data, arguments.split, arguments.text_column)
     with tqdm(captions, desc=f"Reading {captions.column}", unit=" captions") as progress:
         tokenizer = ClipHfTokenizer.train(progress, arguments.vocab_size, arguments.context_length, show_progress=True)

@@ -60,6 +60,22 @@ def test_an_empty_caption_among_the_rows_of_an_image_is_passed_over(tmp_path):
         open_source(write_rows("jsonl", tmp_path / "empty", rows)).draw(0, 0, 0)
 
 
+def test_a_row_without_an_image_is_named_whatever_names_the_images(tmp_path):
+    (tmp_path / "b.jpg").write_bytes(b"image")
+    rows = [{"text": "a"}, {"file_name": "b.jpg", "text": "c"}, {"file_name": "b.jpg", "text": 5}]
+    source = open_source(write_rows("jsonl", tmp_path / "pairs", rows))
+    for read in (lambda: source[0], lambda: source.draw(0, 0, 0)):
+        with pytest.raises(BrokenSampleError, match=r"pairs\.jsonl, row 0: it has no file_name"):
+            read()
+    assert source.captions_of_row(0) == ["a"] and source.sample_id(0).endswith("pairs.jsonl#0")
+    with pytest.raises(BrokenSampleError, match=r"b\.jpg: the caption is 5, not"):
+        source.captions_of_row(2)
+    rows = [{"image": b"bytes", "text": "a"}, {"image": None, "text": "b"}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(BrokenSampleError, match=r"a\.parquet#1: there is no image, but None"):
+        open_source(tmp_path / "a.parquet").draw(1, 0, 0)
+
+
 def test_copies_of_all_sources_stay(drawn, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(Samples, "_living", WeakSet())

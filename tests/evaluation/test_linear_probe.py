@@ -67,14 +67,14 @@ def test_training_needs_images_of_two_classes(labels, names, message):
 
 def test_split_off_takes_a_share_of_each_class():
     split = blobs(50)
-    rest, held_out = split_off(split, 0.1, seed=0)
+    rest, held_out = split_off(split, 0.1, 0, ["dog", "ox", "cat"])
     assert torch.bincount(held_out.labels).tolist() == [2, 2, 2]
     rows = torch.cat([rest.features, held_out.features]).tolist()
     assert sorted(rows) == sorted(split.features.tolist())
-    assert torch.equal(split_off(split, 0.1, seed=0)[1].features, held_out.features)
-    assert not torch.equal(split_off(split, 0.1, seed=1)[1].features, held_out.features)
-    with pytest.raises(ValueError, match="class 1 has 1 training image: pass validation_data"):
-        split_off(split.take(np.array([0, 3, 1])), 0.1, seed=0)
+    assert torch.equal(split_off(split, 0.1, 0, ["dog", "ox", "cat"])[1].features, held_out.features)
+    assert not torch.equal(split_off(split, 0.1, 1, ["dog", "ox", "cat"])[1].features, held_out.features)
+    with pytest.raises(ValueError, match="class 'ox' has 1 training image: pass validation_data"):
+        split_off(split.take(np.array([0, 3, 1])), 0.1, 0, ["dog", "ox", "cat"])
 
 
 def test_few_shot_curve_rises_and_ends_with_the_smallest_class():

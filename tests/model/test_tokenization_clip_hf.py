@@ -244,6 +244,15 @@ def test_tensors_are_those_that_transformers_makes(small, options):
         small(texts, return_tensors="pt")
 
 
+def test_texts_are_cut_to_the_largest_multiple_that_fits(openai, peer):
+    short = ["a dog", "two dogs run over the grass"]
+    options = {"padding": True, "return_tensors": "pt", "pad_to_multiple_of": 8}
+    assert torch.equal(openai(short, **options)["input_ids"], peer(short, **options)["input_ids"])
+    assert openai([*short, "the river " * 50], **options)["input_ids"].shape == (3, 72)
+    with pytest.raises(ValueError, match="not a multiple"):
+        openai(short, truncation=True, **options)
+
+
 @pytest.mark.parametrize("options", [{}, {"padding": "max_length"}, {"max_length": 4, "truncation": True}])
 def test_what_a_padded_batch_tells_of_its_tokens_is_what_clip_tokenizer_tells(openai, peer, options):
     texts = ["a dog", "two dogs run over the grass"]

@@ -103,8 +103,22 @@ def test_a_column_that_is_not_there(tmp_path):
         main(arguments)
     with pytest.raises(ValueError, match=r"data\.csv has no column 'names'; there are label, name"):
         main([*arguments, "--text_column", "names"])
-    with pytest.raises(ValueError, match=r"A text must be a string, .* got int: 1"):
-        main([*arguments, "--text_column", "label"])
+
+
+def test_what_is_no_text_is_named_and_what_looks_like_a_number_is_one(tmp_path, capsys):
+    (tmp_path / "data.jsonl").write_text('{"text": "2020-01-01"}\nbroken\n{"text": null}\n{"text": 7}\n')
+    (tmp_path / "data.csv").write_text("text;n\n123;1\n456;2\nTrue;3\n")
+    (tmp_path / "latin.txt").write_bytes("ein Bär\n".encode("latin-1"))
+    arguments = ["--output_dir", str(tmp_path / "out"), "--vocab_size", "514", "--data"]
+    with pytest.raises(ValueError, match=r"data\.jsonl, row 3: 7 is no text"):
+        main([*arguments, str(tmp_path / "data.jsonl")])
+    with pytest.raises(ValueError, match=r"latin\.txt is not text in UTF-8"):
+        main([*arguments, str(tmp_path / "latin.txt")])
+    main([*arguments, str(tmp_path / "data.csv")])
+    assert "captions    3 read, 0 rows without one" in capsys.readouterr().out
+    (tmp_path / "out2").write_text("")
+    with pytest.raises(FileExistsError, match="out2"):
+        main(["--output_dir", str(tmp_path / "out2"), "--data", str(tmp_path / "data.csv")])
 
 
 def test_a_file_of_unknown_kind(tmp_path):

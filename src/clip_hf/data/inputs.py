@@ -4,20 +4,23 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from datasets import Dataset, Image, Value, load_dataset
+from datasets import Value, load_dataset
 from PIL import Image as PillowImage
 
 from clip_hf.data.columns import ID_COLUMNS, IMAGE_COLUMNS, TEXT_COLUMNS, USUAL_COLUMNS, Columns, choose_column
 from clip_hf.data.files import is_remote
+from clip_hf.data.rows import BrokenSampleError, Table
+from clip_hf.data.sources import METADATA_FILES, load_parquet
+from clip_hf.data.tables import RowsTable, ending_of, open_table
 
 Modality = Literal["image", "text"]
 
 COLUMNS = {"image": IMAGE_COLUMNS, "text": TEXT_COLUMNS}
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+TABLES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 class Input(NamedTuple):
@@ -25,7 +28,8 @@ class Input(NamedTuple):
 
     Args:
         id: unique in its table.
-        value: a path, a URL or the bytes of an image, or a text; whatever else the table has is neither.
+        value: a path, a URL or the bytes of an image, or a text; whatever else the table has is neither, nor is the
+            error that says why its row cannot be read.
     """
 
     id: str
@@ -38,39 +42,56 @@ def load_inputs(
     """Returns all images or texts of a source, in an order that does not change.
 
     Args:
-        source: a folder of images, with or without a metadata.jsonl that has their captions; a .txt file, one text a
-            line; a .jsonl, .csv or .parquet file; or the name of a dataset on the Hub.
+        source: a folder of images, with or without metadata that has their captions; a .txt file, one text a line; a
+            .jsonl, .csv, .tsv or .parquet file; or the name of a dataset on the Hub.
         modality: what to take from it. An image with several captions gives several texts, `<id>#0`, `<id>#1`, ...
-        columns: of a table, where their names are unusual.
+        columns: of a table, where their names are unusual. A row without an id has its number, `#0`, `#1`, ...
         split: of a dataset on the Hub.
 
     Raises:
-        ValueError: the source is empty, lacks a column, or its ids are not unique.
+        ValueError: the source is empty, cannot be read, lacks a column, or its ids are not unique.
     """
     path = Path(source)
-    if path.is_dir():
-        inputs = _from_folder(path, modality, columns)
+    table: Table
+    inputs: Sequence[Input]
+    if (file := table_file(path)) is not None:
+        is_parquet, name = ending_of(file.name) == ".parquet", str(file)
+        table = load_parquet(name, [name]) if is_parquet else open_table(name, name)
+        inputs = _from_table(table, modality, columns, file.parent)
+    elif path.is_dir():
+        inputs = _from_folder(path, modality)
     elif path.suffix == ".txt" and path.is_file():
         if modality == "image":
             raise ValueError(f"{source} holds texts, but images were asked for")
-        lines = path.read_text(encoding="utf-8").split("\n")  # texts may hold other ends of lines, such as U+2028
-        inputs = [Input(str(number), line) for number, line in enumerate(lines) if line.strip()]
-    elif path.suffix in READERS and path.is_file():
-        table = load_dataset(READERS[path.suffix], data_files=str(path), split="train")
-        inputs = _from_table(str(source), table, modality, columns, path.parent)
+        inputs = [Input(str(number), line) for number, line in enumerate(read_lines(path)) if line.strip()]
     elif path.exists():
-        raise ValueError(f"{source} is neither a folder nor one of .txt, {', '.join(READERS)}")
+        raise ValueError(f"{source} is neither a folder nor one of .txt, {', '.join(TABLES)}")
     else:
-        inputs = _from_table(str(source), load_dataset(str(source), split=split), modality, columns, None)
+        table = RowsTable(load_dataset(str(source), split=split), str(source))
+        inputs = _from_table(table, modality, columns, None)
     return _checked(str(source), modality, inputs)
 
 
-def _from_folder(folder: Path, modality: Modality, columns: Columns) -> Sequence[Input]:
-    metadata = folder / "metadata.jsonl"
-    if metadata.is_file():
-        lines = metadata.read_text(encoding="utf-8").split("\n")
-        table = Dataset.from_list([json.loads(line) for line in lines if line.strip()])
-        return _from_table(str(metadata), table, modality, columns, folder)
+def table_file(path: Path) -> Path | None:
+    """Returns the file that has the rows of a folder or is itself a table, None if there is none."""
+    files = [path / name for name in METADATA_FILES] if path.is_dir() else [path] * (ending_of(str(path)) in TABLES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yields the lines of a text file, which may hold other ends of lines, such as U+2028.
+
+    Raises:
+        ValueError: it is not in UTF-8.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as lines:
+            yield from (line.removesuffix("\n").removesuffix("\r") for line in lines)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+
+
+def _from_folder(folder: Path, modality: Modality) -> Sequence[Input]:
     if modality == "text":
         raise ValueError(
             f"{folder} has no metadata.jsonl, and so no texts: give one line for each image, with its text"
@@ -80,24 +101,36 @@ def _from_folder(folder: Path, modality: Modality, columns: Columns) -> Sequence
     return [Input(file.relative_to(folder).as_posix(), str(file)) for file in files]
 
 
-def _from_table(
-    name: str, table: Dataset, modality: Modality, columns: Columns, folder: Path | None
-) -> Sequence[Input]:
-    column = choose_column(name, table.column_names, getattr(columns, modality), COLUMNS[modality], modality)
-    id_column = columns.id and choose_column(name, table.column_names, columns.id, (), "id")
-    id_column = id_column or next((usual for usual in ID_COLUMNS if usual in table.column_names), None)
-    ids = [str(value) for value in table[id_column]] if id_column else [str(number) for number in range(len(table))]
+def _from_table(table: Table, modality: Modality, columns: Columns, folder: Path | None) -> Sequence[Input]:
+    name, available = table.name, table.column_names
+    column = choose_column(name, available, getattr(columns, modality), COLUMNS[modality], modality)
+    id_column = columns.id and choose_column(name, available, columns.id, (), "id")
+    id_column = id_column or next((usual for usual in ID_COLUMNS if usual in available), None)
+    places = range(len(table))
+    ids = list(map(str, places)) if id_column is None else [_id(table, place, id_column) for place in places]
     if modality == "image":
-        if isinstance(table.features[column], Image):
-            table = table.cast_column(column, Image(decode=False))
-        return _Images(table, column, ids, folder)
+        return _Images(table, column, ids, places, folder)
     inputs = []
-    for id_, value in zip(ids, table[column], strict=True):
+    for id_, place in zip(ids, places, strict=True):
+        value = read_value(table, place, column)
         if isinstance(value, list):
             inputs += [Input(f"{id_}#{number}", text) for number, text in enumerate(value)]
         else:
             inputs.append(Input(id_, value))
     return inputs
+
+
+def _id(table: Table, place: int, column: str) -> str:
+    value = read_value(table, place, column)
+    return f"#{place}" if value is None or isinstance(value, BrokenSampleError) else str(value)
+
+
+def read_value(table: Table, place: int, column: str) -> Any:
+    """Returns what a row has in a column, None if there is nothing, or the error that says why it cannot be read."""
+    try:
+        return table.row(place, [column]).get(column)
+    except BrokenSampleError as error:
+        return error
 
 
 def fingerprint_inputs(inputs: Sequence[Input], modality: Modality) -> str:
@@ -108,11 +141,11 @@ def fingerprint_inputs(inputs: Sequence[Input], modality: Modality) -> str:
         modality: of the inputs. Of image files, size and time of change stand for their contents.
     """
     digest = hashlib.blake2b(digest_size=16)
-    if isinstance(inputs, _Images) and not inputs.holds_names:
-        digest.update(json.dumps([inputs.table._fingerprint, inputs.ids]).encode())
+    if isinstance(inputs, _Images) and inputs.contents is not None:
+        digest.update(json.dumps([inputs.contents, inputs.ids]).encode())
         return digest.hexdigest()
     for id_, value in inputs:
-        if modality == "image" and os.path.isfile(value or ""):
+        if modality == "image" and isinstance(value, str) and os.path.isfile(value):
             stat = os.stat(value)
             value = [value, stat.st_size, stat.st_mtime_ns]
         digest.update(json.dumps([id_, value], default=str).encode())
@@ -122,18 +155,23 @@ def fingerprint_inputs(inputs: Sequence[Input], modality: Modality) -> str:
 class _Images(Sequence[Input]):
     """Reads the bytes of an image when it is asked for: a table of images may be larger than the memory."""
 
-    def __init__(self, table: Dataset, column: str, ids: list[str], folder: Path | None) -> None:
-        self.table, self.column, self.ids, self.folder = table, column, ids, folder
-        self.holds_names = table.features[column] == Value("string")
+    def __init__(self, table: Table, column: str, ids: list[str], places: range, folder: Path | None) -> None:
+        self.table, self.column, self.ids, self.places, self.folder = table, column, ids, places, folder
+
+    @property
+    def contents(self) -> str | None:
+        """What stands for the images that a table holds, None where it names their files."""
+        if isinstance(self.table, RowsTable) and self.table.rows.features[self.column] != Value("string"):
+            return self.table.rows._fingerprint
+        return None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.places)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            table = self.table.select(range(*index.indices(len(self))))
-            return _Images(table, self.column, self.ids[index], self.folder)
-        value = self.table[index][self.column]
+            return _Images(self.table, self.column, self.ids[index], self.places[index], self.folder)
+        value = read_value(self.table, self.places[index], self.column)
         if isinstance(value, dict):  # an Image feature, not decoded
             value = value["bytes"] or value["path"]
         elif isinstance(value, str) and self.folder is not None and not is_remote(value):

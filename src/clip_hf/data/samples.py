@@ -104,8 +104,8 @@ class Samples:
         """
         rows = self._rows_of(index)
         row = self._row(rows[0])
-        captions = self._captions(row) + [text for other in rows[1:] for text in self.captions_of_row(other)]
-        image = self._image(row)
+        captions = self._captions(row, rows[0]) + [text for other in rows[1:] for text in self.captions_of_row(other)]
+        image = self._image(row, rows[0])
         if isinstance(image, str) and is_remote(image):
             image = read_bytes(image)
         return {"sample_id": self._id(row, rows[0]), "image": image, "captions": captions}
@@ -135,17 +135,18 @@ class Samples:
         row = self._row(rows[0]) if len(rows) == 1 else self._row(rows[0], [self.columns.id or ""])
         sample_id = self._id(row, rows[0])
         rng = random.Random(f"{seed} {epoch} {sample_id}".encode(errors="surrogatepass"))  # names may be no UTF-8
+        number = rows[0]
         if len(rows) > 1:
-            row = self._row(rng.choice(rows))
-        captions = self._captions(row)
-        if not captions and (others := [number for number in rows if self._has_captions(number)]):
-            row = self._row(rng.choice(others))
-            captions = self._captions(row)
+            row = self._row(number := rng.choice(rows))
+        captions = self._captions(row, number)
+        if not captions and (others := [other for other in rows if self._has_captions(other)]):
+            row = self._row(number := rng.choice(others))
+            captions = self._captions(row, number)
         if not captions:
             raise BrokenSampleError(f"{sample_id}: the caption is empty")
         # Drawn from only where there is a choice: five rows of one caption are then the same as one row of five.
         text = rng.choice(captions) if len(captions) > 1 else captions[0]
-        image = self._image(row)
+        image = self._image(row, number)
         # Read at once: Pillow would ask for the file in dozens of pieces.
         return Draw(sample_id, read_bytes(image) if isinstance(image, str) else image, text, rng)
 
@@ -161,7 +162,7 @@ class Samples:
 
     def captions_of_row(self, number: int) -> list[str]:
         """Returns the captions of a row, its image left alone."""
-        return self._captions(self._row(number, [self.columns.text or ""]))
+        return self._captions(self._row(number, [self.columns.text or ""]), number)
 
     def _has_captions(self, number: int) -> bool:
         try:
@@ -240,7 +241,8 @@ class Samples:
         except FileNotFoundError:  # a copy of a remote file, which went to make room for another
             del self._tables[shard]
             row = self._table(shard).row(place, wanted)
-        missing = [column for column in wanted if column not in row and column != self.columns.id]
+        spared = {self.columns.id} - {self.columns.image, self.columns.text}
+        missing = [column for column in wanted if column not in row and column not in spared]
         if missing:
             raise BrokenSampleError(f"{table.name}, row {place}: it has no {', '.join(missing)}")
         path = row.get(self.columns.image or "")
@@ -276,23 +278,25 @@ class Samples:
             value = image.get("path")
         return f"{self.name}#{number}" if value is None else str(value)
 
-    def _image(self, row: dict[str, Any]) -> Any:
+    def _image(self, row: dict[str, Any], number: int) -> Any:
         image = row[self.columns.image or ""]
         if isinstance(image, dict):  # an Image feature, not decoded
             image = image.get("bytes") or image.get("path")
         if not isinstance(image, bytes | str | PillowImage) or not image:
-            raise BrokenSampleError(f"{self._id(row, 0)}: there is no image, but {image!r:.60}")
+            raise BrokenSampleError(f"{self._id(row, number)}: there is no image, but {image!r:.60}")
         if isinstance(image, str) and not is_remote(image) and self.folder:
             image = posixpath.join(self.folder, image)
         return image
 
-    def _captions(self, row: dict[str, Any]) -> list[str]:
+    def _captions(self, row: dict[str, Any], number: int) -> list[str]:
         texts = row[self.columns.text or ""]
         if isinstance(texts, int) and (self.columns.text or "").lower() not in TEXT_COLUMNS:
             texts = str(texts)  # a class, in a column named by the user
-        texts = [texts] if isinstance(texts, str) else texts or []
+        texts = [texts] if isinstance(texts, str) else [] if texts is None else texts
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise BrokenSampleError(f"{self._id(row, 0)}: the caption is {texts!r:.60}, not a text or a list of them")
+            raise BrokenSampleError(
+                f"{self._id(row, number)}: the caption is {texts!r:.60}, not a text or a list of them"
+            )
         return [text for text in texts if text.strip()]
 
 

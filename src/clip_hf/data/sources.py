@@ -79,7 +79,7 @@ def open_source(
     name = without_query(name)  # which names samples, and would with another signature name others
     folders = {posixpath.dirname(without_query(file)) for file in paths}
     if ending_of(paths[0]) == ".parquet" and not streaming:
-        return Samples(name, [_load_parquet(name, paths)], columns, posixpath.dirname(without_query(paths[0])))
+        return Samples(name, [load_parquet(name, paths)], columns, posixpath.dirname(without_query(paths[0])))
     return Samples(name, paths, columns, folders.pop() if len(folders) == 1 else None, streaming)
 
 
@@ -152,7 +152,16 @@ def _list(names: Sequence[str], most: int = 12) -> str:
     return (", ".join(names[:most]) or "nothing") + rest
 
 
-def _load_parquet(name: str, files: Sequence[str]) -> RowsTable:
+def load_parquet(name: str, files: Sequence[str]) -> RowsTable:
+    """Returns Parquet files as one table.
+
+    Args:
+        name: what errors call it.
+        files: paths or URLs.
+
+    Raises:
+        ValueError: a file is damaged, or has other columns than the first.
+    """
     # `datasets` names neither a damaged file nor one that has other columns.
     tables = [ParquetTable(file, file) for file in files if not is_remote(file)]
     for table in tables:

@@ -145,6 +145,8 @@ def _prepare_images(
     ids, pixel_values, broken = [], [], []
     for one in images:
         try:
+            if isinstance(one.value, ValueError):  # its row cannot be read
+                raise one.value
             image = decode_source(one.value, one.id)
         except (ValueError, TypeError) as error:
             broken.append({"id": one.id, "reason": str(error) if one.id in str(error) else f"{one.id}: {error}"})
@@ -233,9 +235,13 @@ def write_embeddings(
 
 def _embed_whole_texts(embedder: Embedder, rows: list[Input]) -> tuple[list[str], Tensor, list[dict[str, str]]]:
     """Returns ids and embeddings of the rows that are texts, id and reason of the others."""
-    texts = [row for row in rows if isinstance(row.value, str)]
-    others = [row for row in rows if not isinstance(row.value, str)]
-    broken = [{"id": row.id, "reason": f"{row.id}: {row.value!r:.80} is no text"} for row in others]
+    texts, broken = [], []
+    for row in rows:
+        if isinstance(row.value, str) and row.value.strip():
+            texts.append(row)
+        else:
+            reason = str(row.value) if isinstance(row.value, ValueError) else f"{row.value!r:.80} is no text"
+            broken.append({"id": row.id, "reason": f"{row.id}: {reason}"})
     embedder.advance(len(broken))
     embeds = embedder.embed_texts([text.value for text in texts])
     return [text.id for text in texts], embeds, broken

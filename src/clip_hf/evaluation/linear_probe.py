@@ -112,22 +112,23 @@ def choose_penalty(train: Split, validation: Split) -> tuple[float, dict[float, 
     return 10**best, {10**exponent: accuracies[exponent] for exponent in sorted(accuracies)}
 
 
-def split_off(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+def split_off(split: Split, share: float, seed: int, class_names: Sequence[str]) -> tuple[Split, Split]:
     """Returns the images without, and with alone, a share of each class: one at least, if the class has two.
 
     Args:
         split: to be divided.
         share: of each class, between 0 and 1.
         seed: of the draw.
+        class_names: C names.
 
     Raises:
         ValueError: a class has only one image.
     """
     generator = np.random.default_rng(seed)
     held_out = []
-    for label, rows in enumerate(_rows_of_classes(split)):
+    for name, rows in zip(class_names, _rows_of_classes(split), strict=False):
         if len(rows) < 2:
-            raise ValueError(f"class {label} has {len(rows)} training image: pass validation_data, or more images")
+            raise ValueError(f"class '{name}' has {len(rows)} training image: pass validation_data, or more images")
         number = min(len(rows) - 1, max(1, round(share * len(rows))))
         held_out.append(generator.permutation(rows)[:number])
     chosen = np.sort(np.concatenate(held_out))

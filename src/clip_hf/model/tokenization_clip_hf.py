@@ -61,8 +61,9 @@ class ClipHfTokenizer(TokenizersBackend):
     """Turns texts into CLIP's token ids, identical to those of OpenAI's own code.
 
     A text is cleaned and lower-cased, framed by `<|startoftext|>` and `<|endoftext|>` (the paper's [SOS] and [EOS]),
-    and cut to `model_max_length` positions with the end token kept, unless the call says `truncation=False`. The
-    paper writes of 76 positions; the released weights hold 77.
+    and cut to `model_max_length` positions with the end token kept, or to a call's `max_length` whatever its padding,
+    unless it says `truncation=False`; with `pad_to_multiple_of`, to the largest multiple that fits. The paper writes
+    of 76 positions; the released weights hold 77.
 
     Cleaning is ftfy's repair, HTML unescaping (twice), folding of white space and Python's lower case. Text that
     none of these can change beyond case and spaces, as most captions are, goes to the tokenizers library as it is.
@@ -257,11 +258,20 @@ class ClipHfTokenizer(TokenizersBackend):
         )
 
     def _get_padding_truncation_strategies(
-        self, padding: Any = False, truncation: Any = None, *args: Any, **kwargs: Any
+        self,
+        padding: Any = False,
+        truncation: Any = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        **kwargs: Any,
     ) -> tuple:
         """Cuts long texts unless told otherwise: stock pipelines pad, but never ask for truncation."""
-        truncation = True if truncation is None else truncation
-        return super()._get_padding_truncation_strategies(padding, truncation, *args, **kwargs)
+        if truncation is None:
+            truncation = True
+            if padding is not False and pad_to_multiple_of and max_length is None:
+                max_length = self.model_max_length // pad_to_multiple_of * pad_to_multiple_of or None
+        bounds = (max_length, pad_to_multiple_of)
+        return super()._get_padding_truncation_strategies(padding, truncation, *bounds, **kwargs)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> BatchEncoding:
         reject_unknown_options(kwargs, _OPTIONS, "tokenizer")
