@@ -108,7 +108,7 @@ def test_a_column_that_is_not_there(tmp_path):
 def test_what_is_no_text_is_named_and_what_looks_like_a_number_is_one(tmp_path, capsys):
     (tmp_path / "data.jsonl").write_text('{"text": "2020-01-01"}\nbroken\n{"text": null}\n{"text": 7}\n')
     (tmp_path / "data.csv").write_text("text;n\n123;1\n456;2\nTrue;3\n")
-    (tmp_path / "latin.txt").write_bytes("ein Bär\n".encode("latin-1"))
+    (tmp_path / "latin.txt").write_bytes("Bär\n".encode("latin-1"))
     arguments = ["--output_dir", str(tmp_path / "out"), "--vocab_size", "514", "--data"]
     with pytest.raises(ValueError, match=r"data\.jsonl, row 3: 7 is no text"):
         main([*arguments, str(tmp_path / "data.jsonl")])
