@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from clip_hf.data.columns import TEXT_COLUMNS, choose_column
-from clip_hf.data.inputs import TABLES, read_lines, read_value, table_file
+from clip_hf.data.inputs import TABLES, read_column, read_lines, table_file
 from clip_hf.data.rows import BrokenSampleError
 from clip_hf.data.tables import open_table
 from clip_hf.model.tokenization_clip_hf import ClipHfTokenizer
@@ -51,7 +51,7 @@ class Captions:
         if (file := table_file(path)) is not None:
             table = open_table(str(file), str(file))
             columns = table.column_names
-            self.values = lambda: (read_value(table, place, self.column) for place in range(len(table)))
+            self.values = lambda: read_column(table, self.column)
         elif not path.is_file():
             rows = datasets.load_dataset(data, split=split, streaming=True)
             columns = rows.column_names or list(next(iter(rows), {}))

@@ -107,12 +107,11 @@ def _from_table(table: Table, modality: Modality, columns: Columns, folder: Path
     id_column = columns.id and choose_column(name, available, columns.id, (), "id")
     id_column = id_column or next((usual for usual in ID_COLUMNS if usual in available), None)
     places = range(len(table))
-    ids = list(map(str, places)) if id_column is None else [_id(table, place, id_column) for place in places]
+    ids = list(map(str, places)) if id_column is None else _read_ids(table, id_column)
     if modality == "image":
         return _Images(table, column, ids, places, folder)
     inputs = []
-    for id_, place in zip(ids, places, strict=True):
-        value = read_value(table, place, column)
+    for id_, value in zip(ids, read_column(table, column), strict=True):
         if isinstance(value, list):
             inputs += [Input(f"{id_}#{number}", text) for number, text in enumerate(value)]
         else:
@@ -120,13 +119,19 @@ def _from_table(table: Table, modality: Modality, columns: Columns, folder: Path
     return inputs
 
 
-def _id(table: Table, place: int, column: str) -> str:
-    value = read_value(table, place, column)
-    return f"#{place}" if value is None or isinstance(value, BrokenSampleError) else str(value)
+def _read_ids(table: Table, column: str) -> list[str]:
+    values = enumerate(read_column(table, column))
+    return [f"#{n}" if value is None or isinstance(value, BrokenSampleError) else str(value) for n, value in values]
 
 
-def read_value(table: Table, place: int, column: str) -> Any:
-    """Returns what a row has in a column, None if there is nothing, or the error that says why it cannot be read."""
+def read_column(table: Table, column: str) -> Iterator[Any]:
+    """Yields what each row has in a column, None if there is nothing, or the error that says why it cannot be read."""
+    if isinstance(table, RowsTable):
+        return table.values(column)
+    return (_read_value(table, place, column) for place in range(len(table)))
+
+
+def _read_value(table: Table, place: int, column: str) -> Any:
     try:
         return table.row(place, [column]).get(column)
     except BrokenSampleError as error:
@@ -171,9 +176,9 @@ class _Images(Sequence[Input]):
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return _Images(self.table, self.column, self.ids[index], self.places[index], self.folder)
-        value = read_value(self.table, self.places[index], self.column)
+        value = _read_value(self.table, self.places[index], self.column)
         if isinstance(value, dict):  # an Image feature, not decoded
-            value = value["bytes"] or value["path"]
+            value = value.get("bytes") or value.get("path")
         elif isinstance(value, str) and self.folder is not None and not is_remote(value):
             value = str(self.folder / value)
         return Input(self.ids[index], value)

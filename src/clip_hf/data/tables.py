@@ -183,11 +183,14 @@ class RowsTable:
                 row[column] = self._class_names[column][row[column]]
         return row
 
+    def values(self, column: str) -> Iterator[Any]:
+        """Yields the values of a column, much faster than row by row."""
+        for start in range(0, len(self.rows), _COLUMN_BATCH):
+            yield from self.rows[column][start : start + _COLUMN_BATCH]
+
     def texts(self, column: str) -> Iterator[str]:
         """Yields the values of a column as texts; a missing value is the number of its row, like no other."""
-        for start in range(0, len(self.rows), _COLUMN_BATCH):
-            values = self.rows[column][start : start + _COLUMN_BATCH]
-            yield from (f"#{start + n}" if value is None else str(value) for n, value in enumerate(values))
+        yield from (f"#{n}" if value is None else str(value) for n, value in enumerate(self.values(column)))
 
 
 class ShapesTable:
