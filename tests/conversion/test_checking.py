@@ -1,7 +1,9 @@
 """The comparison of features finds what is wrong, and says whom it compared with."""
 
 import importlib.util
+import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -44,6 +46,14 @@ def test_transformers_is_compared_with_on_either_side(paths, source, target):
     assert re.fullmatch(
         rf"differ by at most [\d.e+-]+ from those of {TRANSFORMERS} \(1e-04 allowed\)", str(comparison)
     )
+
+
+def test_a_configuration_may_ask_for_tuples(paths, tmp_path):
+    folder = shutil.copytree(paths["transformers"], tmp_path / "tuples")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"return_dict": False}))
+    tuples = Files(str(folder), "transformers")
+    assert compare(tuples, files(paths, "openai"), read_checkpoint(str(folder)).config).difference < 1e-5
 
 
 def test_without_an_original_it_says_so(paths):

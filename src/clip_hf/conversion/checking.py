@@ -162,8 +162,8 @@ def _open_with_transformers(files: Files, config: ClipHfConfig) -> tuple[nn.Modu
 def _with_encoders(model: Any) -> tuple[nn.Module, Encode, Encode]:
     return (
         model,
-        lambda pixels: model.get_image_features(pixel_values=pixels).pooler_output,
-        lambda ids: model.get_text_features(input_ids=ids).pooler_output,
+        lambda pixels: model.get_image_features(pixel_values=pixels, return_dict=True).pooler_output,
+        lambda ids: model.get_text_features(input_ids=ids, return_dict=True).pooler_output,
     )
 
 
