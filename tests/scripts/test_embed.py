@@ -335,10 +335,12 @@ def test_two_processes_share_the_work(checkpoint, photos, tmp_path):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     run = embed(checkpoint, photos, tmp_path / "two", "--shard_size", 2, launcher=launcher)
     assert run.returncode == 0, run.stderr
-    files = list((tmp_path / "one").glob("*.parquet"))
-    assert len(files) >= 2
-    for file in files:
-        assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes()
+    names = [sorted(file.name for file in (tmp_path / folder).glob("*.parquet")) for folder in ("one", "two")]
+    assert names[0] == names[1] and len(names[0]) >= 2
+    one, two = (read(tmp_path / folder, "image") for folder in ("one", "two"))
+    assert list(one) == list(two)
+    # Of a ResNet the last bits were seen to differ between processes.
+    np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
