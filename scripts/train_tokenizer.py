@@ -43,7 +43,7 @@ class TokenizerArguments:
 
 
 class Captions:
-    """All captions of a column, read anew at every pass; rows without one are counted and left out."""
+    """All captions of a column, read anew at every pass; rows without one, or damaged, are counted and left out."""
 
     def __init__(self, data: str, split: str, text_column: str | None) -> None:
         self.name, self.num_empty_rows, path = data, 0, Path(data)
@@ -86,7 +86,7 @@ def main(args: list[str] | None = None) -> None:
     measured = list(islice(captions, MEASURED_CAPTIONS))
     lengths = [len(ids) for ids in tokenizer(measured, truncation=False)["input_ids"]]
     too_long = sum(length > arguments.context_length for length in lengths) / len(lengths)
-    print(f"captions    {num_captions:,} read, {num_empty_rows:,} rows without one")
+    print(f"captions    {num_captions:,} read, {num_empty_rows:,} rows without one, or damaged")
     print(f"vocabulary  {len(tokenizer):,} entries of {arguments.vocab_size:,} asked for")
     print(f"length      {sum(lengths) / len(lengths):.1f} tokens per caption on average, start and end included;")
     print(f"            {too_long:.1%} are longer than {arguments.context_length} (first {len(lengths):,} captions)")

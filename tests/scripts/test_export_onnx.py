@@ -111,6 +111,13 @@ def test_a_model_of_another_kind_is_refused(part, tmp_path):
         main(ExportArguments(model=str(tmp_path / "bert"), output_dir=tmp_path / "onnx", part=part))
 
 
+def test_a_folder_that_cannot_be_made_is_told_before_the_export(tmp_path):
+    tiny_model("vit").save_pretrained(tmp_path / "model")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"File exists: .*file"):
+        main(ExportArguments(model=str(tmp_path / "model"), output_dir=tmp_path / "file"))
+
+
 def test_a_model_that_is_not_there_is_a_line(tmp_path):
     with pytest.raises(SystemExit, match=r"model is .*nope, which does not open: "):
         main(ExportArguments(model=str(tmp_path / "nope"), output_dir=tmp_path / "onnx"))

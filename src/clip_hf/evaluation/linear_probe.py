@@ -126,9 +126,10 @@ def split_off(split: Split, share: float, seed: int, class_names: Sequence[str])
     """
     generator = np.random.default_rng(seed)
     held_out = []
-    for name, rows in zip(class_names, _rows_of_classes(split), strict=False):
+    for label, rows in enumerate(_rows_of_classes(split)):
         if len(rows) < 2:
-            raise ValueError(f"class '{name}' has {len(rows)} training image: pass validation_data, or more images")
+            problem = f"class '{class_names[label]}' has {len(rows)} training image"
+            raise ValueError(f"{problem}: pass validation_data, or more images")
         number = min(len(rows) - 1, max(1, round(share * len(rows))))
         held_out.append(generator.permutation(rows)[:number])
     chosen = np.sort(np.concatenate(held_out))

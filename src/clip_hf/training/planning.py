@@ -286,7 +286,7 @@ def _buffer_bytes(training: Training, num_devices: int, engine: str, activations
     # DeepSpeed copies its part of the parameters, and the optimizer changes the copy.
     collected = min(4 * training.num_parameters, COLLECTED_BYTES) * (engine == "zero3" and num_devices > 1)
     buckets: float = NUM_BUCKETS[engine] * min(size, BUCKET_BYTES)
-    if engine != "zero3":  # whose collected parameters leave no room where activations were
+    if engine != "zero3":  # of which scripts/benchmarks/planned_memory.py measured both together
         buckets = max(0.0, buckets - activations_before)
     return size / num_devices + buckets + collected
 
