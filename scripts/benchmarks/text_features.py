@@ -1,8 +1,9 @@
 """Times text features, from strings to embeddings: captions as they come, and a zero-shot classifier's weights.
 
-OpenCLIP pads every text to 77 tokens, transformers each batch to its longest text; ours sort the texts by length. Each
-as it comes and compiled. The texts are dealt out to the turns, so that all are embedded once. OpenCLIP, to which all
-texts are of one length, gets a part of them, and its time is multiplied.
+OpenCLIP pads every text to 77 tokens, transformers each batch to its longest text; ours sort the texts by length, and
+on a CPU compute each distinct beginning of a batch's texts once. Each as it comes and compiled. All texts are embedded
+once, in parts, one a turn. OpenCLIP, to which all texts are of one length, gets some of them, and its time is
+multiplied.
 
     python scripts/benchmarks/text_features.py --num_captions 10000 --num_classes 1000
 """

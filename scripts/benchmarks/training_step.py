@@ -1,7 +1,8 @@
 """Times a training step: forward, contrastive loss, backward and AdamW, on noise and captions of real lengths.
 
-OpenCLIP pads every caption to 77 tokens, transformers each batch to its longest; ours pad groups of like length, where
-there are more than 32 pairs. Each as it comes and compiled.
+OpenCLIP pads every caption to 77 tokens, transformers each batch to its longest; ours compute each distinct beginning
+of the captions once on a CPU, and pad groups of like length on a GPU, if there are more than 2,048 pairs. Each as it
+comes and compiled.
 
     python scripts/benchmarks/training_step.py --architectures ViT-B/32 RN50 --batch_size 64
 """

@@ -141,7 +141,7 @@ def test_groups_of_a_batch_have_the_least_padding(num_texts):
 @pytest.mark.parametrize(
     ("device_type", "num_texts", "num_groups"),
     [
-        *(("cpu", 1, 1), ("cpu", 32, 1), ("cpu", 33, 2), ("cpu", 96, 3), ("cpu", 128, 4), ("cpu", 5000, 4)),
+        *(("cpu", 1, 1), ("cpu", 256, 1), ("cpu", 257, 2), ("cpu", 768, 3), ("cpu", 1024, 4), ("cpu", 5000, 4)),
         *(("cuda", 256, 1), ("cuda", 2048, 1), ("cuda", 2049, 2), ("cuda", 32_768, 4)),
     ],
 )

@@ -43,15 +43,16 @@ def test_compiles_without_graph_breaks(model):
     torch.testing.assert_close(output.logits_per_image, expected.logits_per_image)
 
 
-def test_a_compiled_text_tower_shares_a_prefix():
-    tower = tiny_model("vit").eval().text_model
-    ids = random_ids(tiny_config("vit"), batch_size=16)
-    ids[:, 1:4] = 5
-    ids[:, -1] = tower.config.eos_token_id  # where a text ended so early
-    expected = tower(ids).pooler_output
-    tower.compile(backend="aot_eager")
-    actual = tower(ids, pooled_only=True, share_prefix=True).pooler_output
-    torch.testing.assert_close(actual, expected)
+def test_a_compiled_text_tower_shares_prefixes_of_any_number():
+    plain, tower = tiny_model("vit").eval().text_model, tiny_model("vit").eval().text_model
+    counter = CompileCounterWithBackend("aot_eager")
+    tower.compile(backend=counter, fullgraph=True)
+    for batch_size in range(4, 12):
+        ids = random_ids(tiny_config("vit"), batch_size, seed=batch_size)
+        ids[:, 1:4] = 5
+        actual = tower(ids, prefixes=tower.find_prefixes(ids)).pooler_output
+        torch.testing.assert_close(actual, plain(ids).pooler_output)
+    assert counter.frame_count == 2  # for the first sizes, then for any
 
 
 def test_compiled_training_step_gives_the_same_gradients(model):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clip_hf.model.modeling_clip_hf_text import shared_prefix_length, trim_padding
+from clip_hf.model.modeling_clip_hf_text import trim_padding
 from tests.tiny_models import random_ids, tiny_model
 
 
@@ -47,9 +47,10 @@ def test_trimming_keeps_a_text_that_fills_all_positions(model):
 def test_text_without_end_raises_where_it_can_be_seen(model):
     ids = random_ids(model.config)
     ids[1] = 5
-    for call in (lambda: model.get_text_features(ids), lambda: trim_padding(ids, 98)):
+    calls = (model.get_text_features, model.text_model.find_prefixes, lambda ids: trim_padding(ids, 98))
+    for call in calls:
         with pytest.raises(ValueError, match=r"1 of 4 texts \(first: number 1\) have no end-of-text token 98"):
-            call()
+            call(ids)
 
 
 def test_too_long_text_raises_with_both_numbers(model):
@@ -98,20 +99,23 @@ def test_features_alone_are_the_same(model, implementation, prefix_length):
     model.set_attn_implementation(implementation)
     ids = prompts(model.config, prefix_length)
     expected = model.text_model(ids)
-    for options in ({}, {"share_prefix": True}):
-        found = model.text_model(ids, pooled_only=True, **options)
+    for options in ({"pooled_only": True}, {"prefixes": model.text_model.find_prefixes(ids)}):
+        found = model.text_model(ids, **options)
         assert found.last_hidden_state is None
         torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=0, atol=2e-6)
         torch.testing.assert_close(found.text_embeds, expected.text_embeds, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("share_prefix", [False, True])
-def test_features_alone_have_the_same_gradients(model, share_prefix):
-    model.double()
-    ids = prompts(model.config, 5)
+@pytest.mark.parametrize(("share_prefixes", "is_checkpointed"), [(False, False), (True, False), (True, True)])
+def test_features_alone_have_the_same_gradients(model, share_prefixes, is_checkpointed):
+    model.double().train()
+    ids = prompts(model.config, 5).repeat(2, 1)
     gradients = []
-    for options in ({}, {"pooled_only": True, "share_prefix": share_prefix}):
+    prefixes = model.text_model.find_prefixes(ids) if share_prefixes else None
+    for options in ({}, {"pooled_only": True, "prefixes": prefixes}):
         model.zero_grad()
+        if options and is_checkpointed:
+            model.activation_checkpointing_enable()
         embeds = model.text_model(ids, **options).text_embeds
         (embeds * torch.linspace(-1, 1, embeds.numel(), dtype=embeds.dtype).view_as(embeds)).sum().backward()
         gradients.append({name: parameter.grad for name, parameter in model.text_model.named_parameters()})
@@ -119,46 +123,43 @@ def test_features_alone_have_the_same_gradients(model, share_prefix):
         torch.testing.assert_close(gradients[1][name], gradient, rtol=0, atol=1e-12, msg=name)
 
 
-def test_a_shared_prefix_saves_its_tokens(model, monkeypatch):
-    ids, lengths = prompts(model.config, 5), []
-    first = model.text_model.layers[0]
-    first.register_forward_pre_hook(lambda module, args: lengths.append(tuple(args[0].shape[:2])))
-    model.text_model(ids, pooled_only=True, share_prefix=True)
-    assert lengths == [(1, 5), (40, ids.shape[1] - 5)]
+def test_each_distinct_prefix_is_computed_once(model):
+    ids, rows = prompts(model.config, 5).repeat(2, 1), []
+    for layer in model.text_model.layers:
+        layer.mlp.register_forward_pre_hook(lambda module, args: rows.append(tuple(args[0].shape[:2])))
+    model.text_model(ids, prefixes=model.text_model.find_prefixes(ids))
+    texts = [text[: text.index(model.config.text_config.eos_token_id) + 1] for text in ids.tolist()]
+    prefixes = {tuple(text[:end]) for text in texts for end in range(1, len(text) + 1)}
+    assert rows == [(1, len(prefixes)), (1, len(set(map(tuple, texts))))]
 
 
-@pytest.mark.parametrize("way", ["checkpointing", "option", "configuration"])
-def test_a_prefix_is_not_shared_where_its_own_pass_would_show(way, model):
-    ids, options, names = prompts(model.config, 5), {"pooled_only": True}, ()
-    if way == "checkpointing":
-        model.train().activation_checkpointing_enable()
-    elif way == "option":
-        options["output_hidden_states"], names = True, ("hidden_states",)
-    else:
-        model.set_attn_implementation("eager")
-        model.text_model.config.output_attentions, names = True, ("attentions",)
-    expected, found = (model.text_model(ids, share_prefix=shares, **options) for shares in (False, True))
-    torch.testing.assert_close(found.text_embeds, expected.text_embeds)
-    for name in names:
-        assert [some.shape for some in found[name]] == [some.shape for some in expected[name]]
+def test_hidden_states_of_prefixes_are_those_of_whole_texts(model):
+    ids = prompts(model.config, 5)
+    prefixes = model.text_model.find_prefixes(ids)
+    expected = model.text_model(ids, output_hidden_states=True).hidden_states
+    found = model.text_model(ids, prefixes=prefixes, output_hidden_states=True).hidden_states
+    for of_texts, of_prefixes in zip(expected[:-1], found[:-1], strict=True):
+        ends = (ids == model.config.text_config.eos_token_id).int().argmax(dim=1)
+        for text, end, states in zip(prefixes.numbers[prefixes.texts], ends, of_texts, strict=True):
+            torch.testing.assert_close(of_prefixes[0, text[: end + 1]], states[: end + 1], rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("share_prefix", [False, True])
-def test_no_texts_are_an_error(share_prefix, model):
-    with pytest.raises(ValueError, match=r"there are no texts, input_ids has the shape \(0, 16\)"):
-        model.text_model(random_ids(model.config)[:0], pooled_only=True, share_prefix=share_prefix)
+def test_prefixes_are_not_shared_with_dropout_under_func_or_on_an_accelerator(model):
+    ids = random_ids(model.config)
+    find = model.text_model.find_prefixes
+    assert find(ids) is not None
+    found = []
+    torch.func.vmap(lambda text: found.append(find(text[None])) or text)(ids)
+    model.text_model.config.attention_dropout = 0.5
+    assert find(ids) is not None  # evaluation has no dropout
+    model.text_model.train()
+    found.append(find(ids))
+    found.append(tiny_model("vit").to("meta").text_model.find_prefixes(ids))
+    assert found == [None, None, None]
 
 
-def test_length_of_a_shared_prefix(model):
-    eos = model.config.text_config.eos_token_id
-    for length in (0, 1, 5):
-        assert shared_prefix_length(prompts(model.config, length), eos) == length
-    equal = prompts(model.config, 5)[:1].repeat(40, 1)
-    assert shared_prefix_length(equal, eos) == int((equal[0] == eos).int().argmax())  # never the end itself
-    assert shared_prefix_length(equal[:1], eos) == 0  # nothing is saved
-    assert shared_prefix_length(prompts(model.config, 5)[:7], eos) == 0  # 30 tokens are less than a pass
-
-
-def test_a_prefix_is_not_shared_where_more_than_features_is_asked_for(model):
-    with pytest.raises(ValueError, match="pass pooled_only=True, too"):
-        model.text_model(random_ids(model.config), share_prefix=True)
+def test_no_texts_are_an_error(model):
+    ids = random_ids(model.config)[:0]
+    for call in (model.text_model, model.text_model.find_prefixes):
+        with pytest.raises(ValueError, match=r"there are no texts, input_ids has the shape \(0, 16\)"):
+            call(ids)

@@ -78,7 +78,6 @@ class Embedder:
         self.num_workers = num_workers
         self.advance = advance
         self._image_options = image_feature_options(model)
-        self._text_options = text_feature_options(model)
 
     @torch.inference_mode()
     def embed_images(
@@ -126,14 +125,15 @@ class Embedder:
         encoding = self.tokenizer(list(texts), truncation=True, max_length=length)
         warn_of_cut_texts(encoding, length)
         ids = encoding["input_ids"]
-        order = sorted(range(len(ids)), key=lambda place: len(ids[place]))
+        order = sorted(range(len(ids)), key=lambda place: (len(ids[place]), ids[place]))
         embeds = []
         for start in range(0, len(order), self.batch_size):
             batch = {"input_ids": [ids[place] for place in order[start : start + self.batch_size]]}
             inputs = self.tokenizer.pad(batch, return_tensors="pt", **padding).to(self.model.device)
             if is_siglip:
                 inputs.pop("attention_mask", None)
-            embeds.append(_unit(self.model.get_text_features(**inputs, **self._text_options)))
+            options = text_feature_options(self.model, inputs["input_ids"])
+            embeds.append(_unit(self.model.get_text_features(**inputs, **options)))
             self.advance(len(batch["input_ids"]))
         return torch.empty(len(order), embeds[0].shape[1]).index_copy_(0, torch.tensor(order), torch.cat(embeds))
 

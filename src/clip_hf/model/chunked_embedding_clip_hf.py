@@ -25,7 +25,8 @@ from .modeling_clip_hf_text import require_end_of_text, trim_padding
 CHUNKS_PER_TRIM = 4
 MAX_LENGTH_GROUPS = 4
 """Of a batch that is not chunked: more, smaller groups would have less padding and more passes of the tower."""
-TEXTS_PER_LENGTH_GROUP = 32
+TEXTS_PER_LENGTH_GROUP = 256
+"""On a CPU, where only attention sees padding, and texts of one pass share their beginnings."""
 TEXTS_PER_LENGTH_GROUP_OF_ACCELERATORS = 2048
 """To have the kernels of another pass started takes an accelerator longer than the padding of fewer texts."""
 NUM_CUTS = 32
@@ -71,7 +72,10 @@ def embed_texts_in_chunks(
         return embed(trim_padding(input_ids, eos_token_id))
     is_eos = input_ids == eos_token_id
     require_end_of_text(is_eos, eos_token_id)  # here, where texts have the numbers by which the caller knows them
-    ends, order = is_eos.int().argmax(dim=-1).sort()
+    ends = is_eos.int().argmax(dim=-1)
+    # By length, and texts of one length by their beginnings, which a chunk may share.
+    order = torch.cat([ends[:, None], input_ids], dim=1).unique(dim=0, return_inverse=True)[1].argsort()
+    ends = ends[order]
     # Of all at once: on an accelerator, asking for a length waits for all work given.
     lengths = [end + 1 for end in ends.tolist()]
     sizes = (

@@ -271,7 +271,8 @@ class ClipHfModel(ClipHfPreTrainedModel):
             return normalize_embeds(features.pooler_output)
 
         def embed_texts(input_ids: Tensor) -> Tensor:
-            return normalize_embeds(self.get_text_features(input_ids, **options).pooler_output)
+            features = self.get_text_features(input_ids, prefixes=self.text_model.find_prefixes(input_ids), **options)
+            return normalize_embeds(features.pooler_output)
 
         fields = {"scale": self.scale}
         if input_ids is not None:

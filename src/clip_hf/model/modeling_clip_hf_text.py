@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
-from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import merge_with_config_defaults
@@ -18,6 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_clip_hf_towers import ClipHfTextConfig
 from .conversion_clip_hf import IMAGE_TOWER_KEYS, PROJECTION_KEYS
+from .distinct_prefixes_clip_hf import DistinctPrefixes, find_distinct_prefixes
 from .modeling_clip_hf_base import ClipHfPreTrainedModel, require_known_arguments
 from .modeling_clip_hf_transformer import (
     ClipHfAttention,
@@ -26,8 +26,6 @@ from .modeling_clip_hf_transformer import (
     select_positions,
 )
 
-# A pass for the prefix alone reads all weights, which takes a processor as long as about so many tokens.
-MIN_SHARED_TOKENS = 32
 TOKEN_STD = 0.02
 POSITION_STD = 0.01
 
@@ -51,19 +49,6 @@ def trim_padding(input_ids: Tensor, eos_token_id: int) -> Tensor:
     is_eos = input_ids == eos_token_id
     require_end_of_text(is_eos, eos_token_id)
     return input_ids[:, : int(is_eos.int().argmax(dim=-1).max()) + 1]
-
-
-@torch.compiler.disable  # a number that depends on the data, of which a compiler would warn
-def shared_prefix_length(input_ids: Tensor, eos_token_id: int) -> int:
-    """Returns how many tokens all texts begin with, the end of none among them; 0 if it saves too few.
-
-    Args:
-        input_ids: (B, L), each row with an end-of-text token.
-        eos_token_id: the end-of-text id.
-    """
-    is_shared = (input_ids == input_ids[:1]).all(dim=0) & (input_ids != eos_token_id).all(dim=0)
-    length = int(is_shared.int().cumprod(dim=0).sum())
-    return length if length * (len(input_ids) - 1) >= MIN_SHARED_TOKENS else 0
 
 
 def require_end_of_text(is_eos: Tensor, eos_token_id: int) -> None:
@@ -109,24 +94,25 @@ class ClipHfTextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
 
-    def forward(self, input_ids: Tensor, first_position: int = 0) -> Tensor:
-        """Returns (B, L, D) for ids (B, L).
+    def forward(self, input_ids: Tensor, prefixes: DistinctPrefixes | None = None) -> Tensor:
+        """Returns (B, L, D), or one row a prefix, (1, U, D).
 
         Args:
             input_ids: (B, L).
-            first_position: of the first column.
+            prefixes: of these texts, or None.
 
         Raises:
             ValueError: the texts are longer than the positions.
         """
-        length, num_positions = first_position + input_ids.shape[-1], self.position_embedding.shape[0]
+        length, num_positions = input_ids.shape[-1], self.position_embedding.shape[0]
         if length > num_positions:
             raise ValueError(
                 f"the texts are {length} tokens long, but the model has {num_positions} positions: let the tokenizer "
                 "truncate them, or add positions with extend_text_positions"
             )
-        tokens = self.token_embedding(input_ids)
-        return tokens + self.position_embedding[first_position:length].to(tokens.device)  # device_map may divide them
+        tokens = self.token_embedding(input_ids if prefixes is None else prefixes.input_ids)
+        positions = self.position_embedding[:length].to(tokens.device)  # device_map may divide them
+        return tokens + (positions if prefixes is None else prefixes.embed_positions(positions))
 
 
 class ClipHfTextModel(ClipHfPreTrainedModel):
@@ -148,7 +134,7 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
     def __init__(self, config: ClipHfTextConfig) -> None:
         super().__init__(config)
         self.embeddings = ClipHfTextEmbeddings(config)
-        self.layers = nn.ModuleList(ClipHfTransformerLayer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(ClipHfTransformerLayer(config) for _ in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.projection = (
             nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projection_dim else None
@@ -170,7 +156,7 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         pooled_only: bool = False,
-        share_prefix: bool = False,
+        prefixes: DistinctPrefixes | None = None,
         **kwargs: Any,
     ) -> ClipHfTextOutput:
         """Returns the feature of each text.
@@ -179,72 +165,68 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
             input_ids: (B, L), each row with an end-of-text token; what stands behind the first one never matters.
             attention_mask: taken from tokenizers and not needed: no position sees the padding to its right.
             pooled_only: compute the last block at the ends of the texts alone, and return no `last_hidden_state`.
-            share_prefix: compute what all texts begin with, such as a template of prompts, once for all of them; the
-                tower is causal. Goes with `pooled_only`, and not into compiled or exported models. Where hidden states
-                or attentions are asked for, too, or activations checkpointed, each text is computed as a whole.
+            prefixes: what `find_prefixes` gives for these texts: each is computed once, and no padding. That goes with
+                `pooled_only`; hidden states, where asked for, are those of the U prefixes, (1, U, D).
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
             TypeError: an argument is unknown.
             ValueError: the mask has another shape than the ids, the texts are too long, or one has no end-of-text
                 token. The latter is looked for on the CPU alone, as an accelerator would have to wait for the answer,
-                and not under `torch.func`. Or a prefix is to be shared by texts of which more than the feature is
-                asked for.
+                and not under `torch.func`.
         """
         require_known_arguments(self, kwargs)
         _require_shape(attention_mask, input_ids)
-        if share_prefix and not pooled_only:
-            raise ValueError(
-                "share_prefix=True leaves no last_hidden_state of whole texts: pass pooled_only=True, too"
-            )
         is_eos = input_ids == self.config.eos_token_id
         is_transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
         if input_ids.device.type == "cpu" and not is_transformed:
             require_end_of_text(is_eos, self.config.eos_token_id)
-        shares_prefix = share_prefix and self._can_share_prefix(kwargs)
-        prefix_length = shared_prefix_length(input_ids, self.config.eos_token_id) if shares_prefix else 0
-        prefix = self._encode_prefix(input_ids[:1, :prefix_length], len(input_ids)) if prefix_length else None
         # argmax of equal values gives the first; integers of 64 bits are not among those every exporter can rank.
-        ends = is_eos[:, prefix_length:].int().argmax(dim=-1)
-        hidden_states = self._run_layers(input_ids[:, prefix_length:], prefix, ends if pooled_only else None, **kwargs)
+        ends = is_eos.int().argmax(dim=-1, keepdim=True) if prefixes is None else prefixes.ends
+        pooled_only = pooled_only or prefixes is not None
+        hidden_states = self._run_layers(input_ids, ends if pooled_only else None, prefixes, **kwargs)
         hidden_states = self.final_layer_norm(hidden_states)
-        feature = (hidden_states if pooled_only else select_positions(hidden_states, ends))[:, 0]
+        if prefixes is not None:
+            feature = prefixes.spread_texts(hidden_states)
+        else:
+            feature = (hidden_states if pooled_only else select_positions(hidden_states, ends))[:, 0]
         return ClipHfTextOutput(
             last_hidden_state=None if pooled_only else hidden_states,
             pooler_output=feature,
             text_embeds=None if self.projection is None else self.projection(feature),
         )
 
-    def _can_share_prefix(self, kwargs: dict[str, Any]) -> bool:
-        """Whether nothing of the prefix's own pass would be recorded, and checkpointed layers do not drop its keys."""
-        names = (f"output_{name}" for name in self._can_record_outputs)
-        is_recorded = any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
-        is_checkpointed = self.training and any(layer.gradient_checkpointing for layer in self.layers)
-        return not is_recorded and not is_checkpointed
+    def find_prefixes(self, input_ids: Tensor) -> DistinctPrefixes | None:
+        """Returns the distinct prefixes of texts, for `forward`, or None where they would not save time.
 
-    def _encode_prefix(self, input_ids: Tensor, number: int) -> DynamicCache:
-        """Returns the keys and values of a prefix (1, P), for a number of texts that begin with it."""
-        past_key_values = DynamicCache()
-        self._run_layers(input_ids, past_key_values)
-        past_key_values.batch_repeat_interleave(number)
-        return past_key_values
+        On an accelerator they do not: it waits for kernels to be started, however few the rows, and would wait for
+        their number, too. With dropout, equal prefixes are not computed alike, and under `torch.func` their number is
+        not known. It depends on the data: call this where batches are made, not in a compiled or exported model.
+
+        Args:
+            input_ids: (B, L), each row with an end-of-text token.
+
+        Raises:
+            ValueError: a row has no end-of-text token.
+        """
+        has_dropout = self.training and self.config.attention_dropout
+        if self.device.type != "cpu" or has_dropout or torch._C._are_functorch_transforms_active():
+            return None
+        require_end_of_text(input_ids == self.config.eos_token_id, self.config.eos_token_id)
+        return find_distinct_prefixes(input_ids, self.config.eos_token_id)
 
     def _run_layers(
-        self,
-        input_ids: Tensor,
-        past_key_values: DynamicCache | None = None,
-        positions: Tensor | None = None,
-        **kwargs: Any,
+        self, input_ids: Tensor, positions: Tensor | None, prefixes: DistinctPrefixes | None, **kwargs: Any
     ) -> Tensor:
-        """Returns the residual stream (B, L, D) behind the last block, or (B, 1, D), at positions (B,)."""
-        num_past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        hidden_states = self.embeddings(input_ids, num_past)
+        """Returns the residual stream behind the last block: (B, L, D), one row a prefix, or some positions of it."""
+        hidden_states = self.embeddings(input_ids, prefixes)
+        if prefixes is not None:
+            kwargs["prefixes"] = prefixes
+        whole_texts = hidden_states if prefixes is None else hidden_states.new_empty((*prefixes.numbers.shape, 0))
         causal_mask = create_causal_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=past_key_values
+            config=self.config, inputs_embeds=whole_texts, attention_mask=None, past_key_values=None
         )
         kwargs |= {"is_causal": True}
-        if past_key_values is not None:
-            kwargs["past_key_values"] = past_key_values
         *layers, last = self.layers
         for layer in layers:
             hidden_states = layer(hidden_states, causal_mask, **kwargs)

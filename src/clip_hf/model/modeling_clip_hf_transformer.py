@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_clip_hf_towers import ClipHfTransformerConfig
+from .distinct_prefixes_clip_hf import DistinctPrefixes
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -119,28 +119,27 @@ def quick_gelu(inputs: Tensor) -> Tensor:
 
 
 def select_positions(hidden_states: Tensor, positions: Tensor | None) -> Tensor:
-    """Returns one position of each row.
+    """Returns some positions of each row.
 
     Args:
         hidden_states: (B, L, D).
-        positions: (B,), or None for all of them.
+        positions: (B, N), or None for all of them.
 
     Returns:
-        (B, 1, D), or the hidden states as they are.
+        (B, N, D), or the hidden states as they are.
     """
     if positions is None:
         return hidden_states
     positions = positions.to(hidden_states.device)  # device_map may place layers elsewhere than the ids
-    return hidden_states[torch.arange(positions.shape[0], device=positions.device), positions].unsqueeze(1)
+    return hidden_states[torch.arange(positions.shape[0], device=positions.device)[:, None], positions]
 
 
 class ClipHfAttention(nn.Module):
     """Multi-head self-attention with one matrix for queries, keys and values."""
 
-    def __init__(self, config: ClipHfTransformerConfig, layer_idx: int) -> None:
+    def __init__(self, config: ClipHfTransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.layer_idx = layer_idx
         self.num_heads = config.num_attention_heads
         self.attention_dropout = config.attention_dropout
         self.is_causal = False
@@ -152,16 +151,18 @@ class ClipHfAttention(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        prefixes: DistinctPrefixes | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns (B, L, D) and the attention weights, for hidden states (B, L, D); see `ClipHfTransformerLayer`."""
-        batch_size, length, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch_size, length, 3, self.num_heads, width // self.num_heads)
+        qkv = self.qkv(hidden_states)
+        if prefixes is not None:
+            qkv = prefixes.spread(qkv)
+        qkv = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, L, D / H)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
         attended, weights = attend(self, query, key, value, attention_mask, **kwargs)
+        if prefixes is not None:
+            attended = prefixes.gather(attended)
         return self.out_proj(select_positions(attended, positions)), weights
 
 
@@ -185,13 +186,12 @@ class ClipHfTransformerLayer(GradientCheckpointingLayer):
 
     Args:
         config: of its tower.
-        layer_idx: its place among the blocks, from 0.
     """
 
-    def __init__(self, config: ClipHfTransformerConfig, layer_idx: int) -> None:
+    def __init__(self, config: ClipHfTransformerConfig) -> None:
         super().__init__()
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = ClipHfAttention(config, layer_idx)
+        self.self_attn = ClipHfAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = ClipHfMLP(config)
 
@@ -207,9 +207,10 @@ class ClipHfTransformerLayer(GradientCheckpointingLayer):
         Args:
             hidden_states: (B, L, D).
             attention_mask: as the implementation of attention takes it, or None.
-            positions: (B,), the one position of each row to return, which makes it (B, 1, D); None for all. In the
-                last block three quarters of the arithmetic are spent on positions that nobody reads.
-            kwargs: `past_key_values`, to which keys and values are added, and hints to the implementation.
+            positions: (B, N), the positions of each row to return, which makes it (B, N, D); None for all. In the last
+                block three quarters of the arithmetic are spent on positions that nobody reads.
+            kwargs: `prefixes`, where the hidden states are one row a `DistinctPrefixes`, (1, U, D), and hints to the
+                implementation.
         """
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, positions, **kwargs)
         hidden_states = select_positions(hidden_states, positions) + attended

@@ -87,7 +87,7 @@ class ClipHfViTModel(ClipHfImageModel):
         super().__init__(config)
         self.embeddings = ClipHfViTEmbeddings(config)
         self.pre_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layers = nn.ModuleList(ClipHfTransformerLayer(config, index) for index in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(ClipHfTransformerLayer(config) for _ in range(config.num_hidden_layers))
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.projection = (
             nn.Linear(config.hidden_size, config.projection_dim, bias=False) if config.projection_dim else None
@@ -121,7 +121,9 @@ class ClipHfViTModel(ClipHfImageModel):
         """
         require_known_arguments(self, kwargs)
         hidden_states = self.pre_layernorm(self.embeddings(pixel_values, interpolate_pos_encoding))
-        first = torch.zeros(len(hidden_states), dtype=torch.long, device=hidden_states.device) if pooled_only else None
+        first = (
+            torch.zeros(len(hidden_states), 1, dtype=torch.long, device=hidden_states.device) if pooled_only else None
+        )
         *layers, last = self.layers
         for layer in layers:
             hidden_states = layer(hidden_states, None, **kwargs)

@@ -99,10 +99,8 @@ class ZeroShotClassifier:
         weights = []
         for start in range(0, len(class_names), num_classes):
             names = class_names[start : start + num_classes]
-            # Prompts of one template begin alike, which saves work, but a few of them do not fill a pass.
-            groups = [[template] for template in templates] if len(names) >= batch_size else [templates]
-            prompts = [[template.format(name) for template in group for name in names] for group in groups]
-            embeds = torch.cat([embed_texts(model, tokenizer, group, batch_size) for group in prompts])
+            prompts = [template.format(name) for template in templates for name in names]
+            embeds = embed_texts(model, tokenizer, prompts, batch_size)
             weights.append(normalize_embeds(embeds.unflatten(0, (len(templates), len(names))).mean(dim=0)))
         return cls(model, class_names, templates, torch.cat(weights))
 
@@ -244,9 +242,9 @@ def embed_texts(
     length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
     encoding = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
     warn_of_cut_texts(encoding, length)
-    options = text_feature_options(model)
 
     def embed(input_ids: Tensor) -> Tensor:
+        options = text_feature_options(model, input_ids)
         return normalize_embeds(model.get_text_features(input_ids, **options).pooler_output)
 
     return embed_texts_in_chunks(embed, _place(encoding.input_ids, model), eos_token_id, batch_size)
@@ -288,11 +286,10 @@ def image_feature_options(model: PreTrainedModel) -> dict[str, bool]:
     return {"return_dict": True} | ({"pooled_only": True} if model.config.model_type == "clip_hf" else {})
 
 
-def text_feature_options(model: PreTrainedModel) -> dict[str, bool]:
-    """Returns the same for `get_text_features`, and for many texts what makes it compute nothing twice."""
-    # To an accelerator, a second pass for a prefix is more than the few tokens that it saves.
-    ours = {"pooled_only": True, "share_prefix": model.device.type == "cpu"}
-    return {"return_dict": True} | (ours if model.config.model_type == "clip_hf" else {})
+def text_feature_options(model: PreTrainedModel, input_ids: Tensor) -> dict[str, Any]:
+    """Returns the same for `get_text_features` of texts (B, L), and what makes it compute nothing twice."""
+    ours = model.config.model_type == "clip_hf"
+    return image_feature_options(model) | ({"prefixes": model.text_model.find_prefixes(input_ids)} if ours else {})
 
 
 def check_strings(name: str, values: Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,61 @@
+"""Distinct prefixes against a plain enumeration of them."""
+
+import pytest
+import torch
+
+from clip_hf.model.distinct_prefixes_clip_hf import find_distinct_prefixes
+
+EOS = 9
+
+
+def enumerate_prefixes(input_ids):
+    """Returns the prefixes of every text, the end counted and no padding."""
+    texts = [text[: text.index(EOS) + 1] for text in input_ids.tolist()]
+    return [[tuple(text[:end]) for end in range(1, len(text) + 1)] for text in texts]
+
+
+def random_texts(num_texts, length, seed):
+    """Returns texts of few different tokens, which begin alike and come twice."""
+    ids = torch.randint(7, (num_texts, length), generator=torch.Generator().manual_seed(seed)) % 3
+    ends = torch.randint(length, (num_texts,), generator=torch.Generator().manual_seed(seed))
+    ids[torch.arange(num_texts), ends] = EOS
+    return ids
+
+
+TEXTS = {
+    "one": torch.tensor([[1, 2, EOS, 5]]),
+    "ends alone": torch.full((3, 4), EOS),
+    "nothing shared": torch.tensor([[1, 2, EOS], [2, 2, EOS], [3, 1, EOS]]),
+    "one text is how another begins": torch.tensor([[1, 2, EOS, EOS], [1, 2, 3, EOS], [1, 2, EOS, 3]]),
+    "random": random_texts(40, 7, seed=0),
+    "long": random_texts(20, 77, seed=1),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_each_distinct_prefix_is_there_once(name):
+    texts = enumerate_prefixes(TEXTS[name])
+    found = find_distinct_prefixes(TEXTS[name], EOS)
+    distinct = {prefix for text in texts for prefix in text}
+    assert found.input_ids.shape == found.positions.shape == (1, len(distinct))
+    assert found.places.shape == (len(distinct),)
+    assert len(found.numbers) == len({text[-1] for text in texts})
+    numbers = found.numbers[found.texts].tolist()
+    number_of = {prefix: row[len(prefix) - 1] for text, row in zip(texts, numbers, strict=True) for prefix in text}
+    for text, row in zip(texts, numbers, strict=True):
+        assert row[: len(text)] == [number_of[prefix] for prefix in text]
+    assert sorted(number_of.values()) == list(range(len(distinct)))
+    for prefix, number in number_of.items():
+        assert (found.input_ids[0, number], found.positions[0, number]) == (prefix[-1], len(prefix) - 1)
+    assert found.ends[0, found.texts].tolist() == [number_of[text[-1]] for text in texts]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_is_gathered_and_spread_is_the_same_again(name):
+    found = find_distinct_prefixes(TEXTS[name], EOS)
+    rows = torch.randn(1, found.places.numel(), 3)
+    assert torch.equal(found.gather(found.spread(rows)), rows)
+    at_ends = rows[:, found.ends[0]]
+    lengths = (TEXTS[name] == EOS).int().argmax(dim=1)
+    whole_texts = found.spread(rows)[found.texts]
+    assert torch.equal(found.spread_texts(at_ends), whole_texts[torch.arange(len(lengths)), lengths])
