@@ -73,6 +73,15 @@ def test_texts_that_are_cut_are_told(checkpoint, tmp_path, monkeypatch):
     assert warnings == ["1 of 2 texts are longer than 24 tokens and were cut"]
 
 
+def test_texts_share_what_they_begin_with(checkpoint, tmp_path):
+    embedder, rows = open_cache(checkpoint, tmp_path / "cache").embedder, []
+    layer = embedder.model.text_model.layers[0]
+    layer.mlp.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[:2]))
+    together = embedder.embed_texts(["a dog", "a cat", "a dog"])
+    assert len(rows) == 1 and rows[0][0] == 1
+    torch.testing.assert_close(together[0], embedder.embed_texts(["a dog"])[0])
+
+
 def test_a_second_run_needs_no_model(checkpoint, photos, tmp_path, monkeypatch):
     first = open_cache(checkpoint, tmp_path / "cache")
     images, texts = first.embed_images(open_photos(photos)), first.embed_texts(TEXTS)

@@ -104,6 +104,30 @@ def test_texts_of_a_chunk_are_of_like_length_and_trimmed():
     assert embeds.flatten().tolist() == lengths.tolist()
 
 
+def test_texts_of_one_length_are_embedded_beside_those_that_begin_alike():
+    ids = torch.tensor([[1, 5, 2, 9], [1, 3, 2, 9], [1, 5, 9, 7], [1, 3, 4, 9], [1, 5, 3, 9]])
+    chunks = []
+    found = embed_texts_in_chunks(lambda chunk: chunks.append(chunk) or chunk[:, 1:3].double(), ids, 9, chunk_size=3)
+    assert torch.cat([chunk[:, :3] for chunk in chunks]).tolist() == [
+        [1, 5, 9],
+        [1, 3, 2],
+        [1, 3, 4],
+        [1, 5, 2],
+        [1, 5, 3],
+    ]
+    assert torch.equal(found, ids[:, 1:3].double())
+
+
+@pytest.mark.parametrize("chunk_size", [None, 3])
+def test_a_training_step_computes_what_texts_share_once(chunk_size):
+    model = tiny_model("vit").train()
+    ids = random_ids(model.config).repeat(2, 1)
+    rows = []
+    model.text_model.layers[0].mlp.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[0]))
+    model(input_ids=ids, chunk_sizes=(None, chunk_size))
+    assert rows and set(rows) == {1}
+
+
 def test_texts_of_a_whole_batch_are_embedded_in_groups_of_like_length(monkeypatch):
     plain, grouped = tiny_model("vit").double().train(), tiny_model("vit").double().train()
     expected = embed_all(plain, (None, None))
@@ -141,7 +165,7 @@ def test_groups_of_a_batch_have_the_least_padding(num_texts):
 @pytest.mark.parametrize(
     ("device_type", "num_texts", "num_groups"),
     [
-        *(("cpu", 1, 1), ("cpu", 256, 1), ("cpu", 257, 2), ("cpu", 768, 3), ("cpu", 1024, 4), ("cpu", 5000, 4)),
+        *(("cpu", 1, 1), ("cpu", 64, 1), ("cpu", 65, 2), ("cpu", 192, 3), ("cpu", 256, 4), ("cpu", 5000, 4)),
         *(("cuda", 256, 1), ("cuda", 2048, 1), ("cuda", 2049, 2), ("cuda", 32_768, 4)),
     ],
 )

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from clip_hf.model.modeling_clip_hf_text import trim_padding
 from tests.tiny_models import random_ids, tiny_model
@@ -150,12 +151,49 @@ def test_prefixes_are_not_shared_with_dropout_under_func_or_on_an_accelerator(mo
     assert find(ids) is not None
     found = []
     torch.func.vmap(lambda text: found.append(find(text[None])) or text)(ids)
-    model.text_model.config.attention_dropout = 0.5
-    assert find(ids) is not None  # evaluation has no dropout
+    for layer in (model.text_model.layers[1].self_attn, model.text_model.layers[0].mlp):
+        layer.attention_dropout = 0.5
+        assert find(ids) is not None  # evaluation has no dropout
+        model.text_model.train()
+        found.append(find(ids))
+        model.text_model.eval()
+        layer.attention_dropout = 0.0
+    model.text_model.layers[0].mlp.fc1 = nn.Sequential(nn.Dropout(0.5), model.text_model.layers[0].mlp.fc1)  # LoRA's
     model.text_model.train()
     found.append(find(ids))
     found.append(tiny_model("vit").to("meta").text_model.find_prefixes(ids))
-    assert found == [None, None, None]
+    found.append(find(ids.to("meta")))
+    assert found == [None] * 6
+
+
+def test_prefixes_of_other_texts_are_refused(model):
+    ids = random_ids(model.config)
+    with pytest.raises(ValueError, match="those of 3 texts, but input_ids has 4: pass what find_prefixes gives"):
+        model.text_model(ids, prefixes=model.text_model.find_prefixes(ids[:3]))
+
+
+def test_gradients_of_what_many_texts_share_do_not_stop_to_grow_in_bfloat16(model):
+    """A sum of a thousand like numbers, added one by one in bfloat16, ends at 256 of them."""
+    ids, gradients = prompts(model.config, 5, batch_size=1024), []
+    for dtype, prefixes in (
+        (torch.float32, None),
+        (torch.bfloat16, None),
+        (torch.bfloat16, model.text_model.find_prefixes(ids)),
+    ):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            model.text_model(ids, pooled_only=True, prefixes=prefixes).text_embeds.float().sum().backward()
+        layer = model.text_model.layers[0]
+        gradients.append(
+            torch.cat(
+                [
+                    layer.self_attn.qkv.weight.grad.flatten(),
+                    model.text_model.embeddings.position_embedding.grad.flatten(),
+                ]
+            )
+        )
+    exact, whole, shared = gradients
+    assert (shared - exact).norm() < 2 * (whole - exact).norm()
 
 
 def test_no_texts_are_an_error(model):

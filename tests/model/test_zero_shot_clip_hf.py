@@ -72,6 +72,15 @@ def test_every_pass_is_as_wide_as_its_longest_prompt(vit, monkeypatch):
     torch.testing.assert_close(embeds, plain_text_embeds(vit, texts), rtol=0, atol=1e-6)
 
 
+def test_what_texts_share_is_computed_once(vit):
+    rows = []
+    vit.text_model.layers[0].mlp.register_forward_pre_hook(lambda module, args: rows.append(args[0].shape[1]))
+    embed_texts(vit, tiny_tokenizer(), ["dog"] * 3)
+    texts = tiny_tokenizer()(["dog", "dog dog"])["input_ids"]
+    embed_texts(vit, tiny_tokenizer(), ["dog", "dog dog"])
+    assert rows == [len(texts[0]), len({tuple(text[:end]) for text in texts for end in range(1, len(text) + 1)})]
+
+
 @pytest.mark.parametrize(("device", "expected"), [("cpu", 256), ("meta", 256), ("cuda", 1024)])
 def test_an_accelerator_gets_more_texts_at_a_time(device, expected):
     model = SimpleNamespace(device=torch.device(device))

@@ -113,7 +113,7 @@ class Embedder:
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Returns (B, E); texts are embedded in the order of their lengths, each batch as long as its longest.
+        """Returns (B, E); texts are embedded in the order of their lengths and beginnings.
 
         SigLIP alone was trained on texts padded to one length, and without a mask of the padding.
         """

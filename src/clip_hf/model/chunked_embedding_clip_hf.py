@@ -25,8 +25,8 @@ from .modeling_clip_hf_text import require_end_of_text, trim_padding
 CHUNKS_PER_TRIM = 4
 MAX_LENGTH_GROUPS = 4
 """Of a batch that is not chunked: more, smaller groups would have less padding and more passes of the tower."""
-TEXTS_PER_LENGTH_GROUP = 256
-"""On a CPU, where only attention sees padding, and texts of one pass share their beginnings."""
+TEXTS_PER_LENGTH_GROUP = 64
+"""On a CPU. What they share and what only attention sees, padding, would let groups be larger but for the memory."""
 TEXTS_PER_LENGTH_GROUP_OF_ACCELERATORS = 2048
 """To have the kernels of another pass started takes an accelerator longer than the padding of fewer texts."""
 NUM_CUTS = 32
@@ -53,9 +53,9 @@ def embed_texts_in_chunks(
 ) -> Tensor:
     """Returns `embed(input_ids)`, computed on texts of like length at a time, each chunk trimmed.
 
-    In a batch of hundreds some text is always long, and padding is most of the work. The loss alone needs to know
-    which image a text belongs to, so chunks are made of texts sorted by length, and the embeddings are put back. That
-    pays where memory needs no chunks, too: then there are a few groups, whose activations are kept.
+    In a batch of hundreds some text is always long, and padding all to its length would be most of the work. The loss
+    alone needs to know which image a text belongs to, so chunks are made of texts sorted by length, and the embeddings
+    are put back. That pays where memory needs no chunks, too: then there are a few groups, whose activations are kept.
 
     Args:
         embed: gives (rows, E) for some rows of the ids.
@@ -72,10 +72,10 @@ def embed_texts_in_chunks(
         return embed(trim_padding(input_ids, eos_token_id))
     is_eos = input_ids == eos_token_id
     require_end_of_text(is_eos, eos_token_id)  # here, where texts have the numbers by which the caller knows them
-    ends = is_eos.int().argmax(dim=-1)
-    # By length, and texts of one length by their beginnings, which a chunk may share.
-    order = torch.cat([ends[:, None], input_ids], dim=1).unique(dim=0, return_inverse=True)[1].argsort()
-    ends = ends[order]
+    ends, order = is_eos.int().argmax(dim=-1).sort()
+    if input_ids.device.type == "cpu":  # where the texts of a chunk share their beginnings: then by these, too
+        keys = torch.cat([ends[:, None], input_ids[order]], dim=1)
+        order = order[keys.unique(dim=0, return_inverse=True)[1].argsort()]
     # Of all at once: on an accelerator, asking for a length waits for all work given.
     lengths = [end + 1 for end in ends.tolist()]
     sizes = (

@@ -8,11 +8,10 @@ are short.
 Shapes: T distinct texts, L tokens, U distinct prefixes, D width.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding
 
 
 class DistinctPrefixes(NamedTuple):
@@ -34,22 +33,37 @@ class DistinctPrefixes(NamedTuple):
     ends: Tensor
     texts: Tensor
 
+    def require_number(self, batch_size: int) -> Self:
+        """Returns these prefixes; raises ValueError unless they are those of so many texts."""
+        if len(self.texts) != batch_size:
+            raise ValueError(
+                f"prefixes are those of {len(self.texts)} texts, but input_ids has {batch_size}: pass what find_prefixes "
+                "gives for these"
+            )
+        return self
+
     def embed_positions(self, position_embedding: Tensor) -> Tensor:
         """Returns the position embedding of each prefix's last token, (1, U, D), for that of every position (L, D)."""
-        return embedding(self.positions.to(position_embedding.device), position_embedding)
+        return _select(position_embedding, self.positions)
 
     def spread(self, rows: Tensor) -> Tensor:
         """Returns whole texts (T, L, D), for one row a prefix (1, U, D)."""
-        # Unlike those of indexing, its gradients are summed on several threads, and always in the same order.
-        return embedding(self.numbers.to(rows.device), rows[0])
+        return _select(rows[0], self.numbers)
 
     def gather(self, texts: Tensor) -> Tensor:
         """Returns one row a prefix (1, U, D), for whole texts (T, L, D)."""
-        return embedding(self.places.to(texts.device), texts.flatten(0, 1))[None]
+        return _select(texts.flatten(0, 1), self.places[None])
 
     def spread_texts(self, rows: Tensor) -> Tensor:
         """Returns one row a text of the batch (B, D), for one a distinct text (1, T, D)."""
-        return embedding(self.texts.to(rows.device), rows[0])
+        return _select(rows[0], self.texts)
+
+
+def _select(rows: Tensor, numbers: Tensor) -> Tensor:
+    # The gradients of a row that is selected a thousand times are added up in float32, on several threads, and always
+    # in the same order. Those of indexing take one thread, and those of an embedding are added in the rows' precision.
+    selected = rows.index_select(0, numbers.flatten().to(rows.device))  # device_map may divide the layers
+    return selected.view(*numbers.shape, -1)
 
 
 @torch.compiler.disable  # sizes that depend on the data

@@ -71,6 +71,10 @@ def _require_shape(attention_mask: Tensor | None, input_ids: Tensor) -> None:
         )
 
 
+def _drops(module: nn.Module) -> bool:
+    return bool(module.p if isinstance(module, nn.Dropout) else getattr(module, "attention_dropout", 0))
+
+
 @dataclass
 class ClipHfTextOutput(BaseModelOutputWithPooling):
     """What the text tower returns.
@@ -78,7 +82,7 @@ class ClipHfTextOutput(BaseModelOutputWithPooling):
     Args:
         last_hidden_state: (B, L, D), layer-normed; None with `pooled_only`.
         pooler_output: (B, D), the text feature before the projection.
-        hidden_states: the input and output of every block, where asked for.
+        hidden_states: the input and output of every block, where asked for; with `prefixes`, one row a prefix.
         attentions: the attention weights of every block, where asked for.
         text_embeds: (B, E), projected, not normalised; None for a tower without projection.
     """
@@ -165,24 +169,20 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
             input_ids: (B, L), each row with an end-of-text token; what stands behind the first one never matters.
             attention_mask: taken from tokenizers and not needed: no position sees the padding to its right.
             pooled_only: compute the last block at the ends of the texts alone, and return no `last_hidden_state`.
-            prefixes: what `find_prefixes` gives for these texts: each is computed once, and no padding. That goes with
-                `pooled_only`; hidden states, where asked for, are those of the U prefixes, (1, U, D).
+            prefixes: what `find_prefixes` gives for these texts: each is computed once, and no padding. That implies
+                `pooled_only`. Hidden states, where asked for, are those of the U prefixes, (1, U, D), and attentions
+                those of the T distinct texts, (T, H, L, L).
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
             TypeError: an argument is unknown.
-            ValueError: the mask has another shape than the ids, the texts are too long, or one has no end-of-text
-                token. The latter is looked for on the CPU alone, as an accelerator would have to wait for the answer,
-                and not under `torch.func`.
+            ValueError: the mask has another shape than the ids, the prefixes are those of more or fewer texts, the
+                texts are too long, or one has no end-of-text token. The latter is looked for on the CPU alone, as an
+                accelerator would have to wait for the answer, and not under `torch.func`.
         """
         require_known_arguments(self, kwargs)
         _require_shape(attention_mask, input_ids)
-        is_eos = input_ids == self.config.eos_token_id
-        is_transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if input_ids.device.type == "cpu" and not is_transformed:
-            require_end_of_text(is_eos, self.config.eos_token_id)
-        # argmax of equal values gives the first; integers of 64 bits are not among those every exporter can rank.
-        ends = is_eos.int().argmax(dim=-1, keepdim=True) if prefixes is None else prefixes.ends
+        ends = self._find_ends(input_ids) if prefixes is None else prefixes.require_number(len(input_ids)).ends
         pooled_only = pooled_only or prefixes is not None
         hidden_states = self._run_layers(input_ids, ends if pooled_only else None, prefixes, **kwargs)
         hidden_states = self.final_layer_norm(hidden_states)
@@ -195,6 +195,15 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
             pooler_output=feature,
             text_embeds=None if self.projection is None else self.projection(feature),
         )
+
+    def _find_ends(self, input_ids: Tensor) -> Tensor:
+        """Returns the place of each text's end, (B, 1)."""
+        is_eos = input_ids == self.config.eos_token_id
+        is_transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if input_ids.device.type == "cpu" and not is_transformed:
+            require_end_of_text(is_eos, self.config.eos_token_id)
+        # argmax of equal values gives the first; integers of 64 bits are not among those every exporter can rank.
+        return is_eos.int().argmax(dim=-1, keepdim=True)
 
     def find_prefixes(self, input_ids: Tensor) -> DistinctPrefixes | None:
         """Returns the distinct prefixes of texts, for `forward`, or None where they would not save time.
@@ -209,8 +218,9 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
         Raises:
             ValueError: a row has no end-of-text token.
         """
-        has_dropout = self.training and self.config.attention_dropout
-        if self.device.type != "cpu" or has_dropout or torch._C._are_functorch_transforms_active():
+        on_cpu = self.device.type == input_ids.device.type == "cpu"
+        has_dropout = self.training and any(map(_drops, self.modules()))
+        if not on_cpu or has_dropout or torch._C._are_functorch_transforms_active():
             return None
         require_end_of_text(input_ids == self.config.eos_token_id, self.config.eos_token_id)
         return find_distinct_prefixes(input_ids, self.config.eos_token_id)
@@ -220,13 +230,11 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
     ) -> Tensor:
         """Returns the residual stream behind the last block: (B, L, D), one row a prefix, or some positions of it."""
         hidden_states = self.embeddings(input_ids, prefixes)
-        if prefixes is not None:
-            kwargs["prefixes"] = prefixes
         whole_texts = hidden_states if prefixes is None else hidden_states.new_empty((*prefixes.numbers.shape, 0))
         causal_mask = create_causal_mask(
             config=self.config, inputs_embeds=whole_texts, attention_mask=None, past_key_values=None
         )
-        kwargs |= {"is_causal": True}
+        kwargs |= {"is_causal": True, "prefixes": prefixes}
         *layers, last = self.layers
         for layer in layers:
             hidden_states = layer(hidden_states, causal_mask, **kwargs)
