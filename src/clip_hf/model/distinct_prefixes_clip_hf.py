@@ -37,8 +37,8 @@ class DistinctPrefixes(NamedTuple):
         """Returns these prefixes; raises ValueError unless they are those of so many texts."""
         if len(self.texts) != batch_size:
             raise ValueError(
-                f"prefixes are those of {len(self.texts)} texts, but input_ids has {batch_size}: pass what find_prefixes "
-                "gives for these"
+                f"prefixes are those of {len(self.texts)} texts, but input_ids has {batch_size}: pass what "
+                "find_prefixes gives for these"
             )
         return self
 
