@@ -27,7 +27,8 @@ from clip_hf.model.zero_shot_pipeline_clip_hf import TASK
 
 TEMPLATE = "This is a photo of {}."
 CAUSES = {
-    "cpu": "A call is one image's pass, of which the compiled products are most.",
+    "cpu": "A call is one image's pass, of which the compiled products are most; they read all weights from memory, "
+    "where the floor's find theirs in a cache.",
     "cuda": "One image leaves a GPU idle: a call waits for its reading, and for kernels that are started one by one.",
 }
 
