@@ -168,8 +168,11 @@ def test_prefixes_are_not_shared_with_dropout_under_func_or_on_an_accelerator(mo
 
 def test_prefixes_of_other_texts_are_refused(model):
     ids = random_ids(model.config)
-    with pytest.raises(ValueError, match="those of 3 texts, but input_ids has 4: pass what find_prefixes gives"):
-        model.text_model(ids, prefixes=model.text_model.find_prefixes(ids[:3]))
+    other = ids.clone()
+    other[2, 1] += 1
+    for texts in (ids[:3], ids.flip(0), other):
+        with pytest.raises(ValueError, match=r"those of other texts.* than input_ids, of shape \(4, 16\): pass what"):
+            model.text_model(ids, prefixes=model.text_model.find_prefixes(texts))
 
 
 def test_gradients_of_what_many_texts_share_do_not_stop_to_grow_in_bfloat16(model):

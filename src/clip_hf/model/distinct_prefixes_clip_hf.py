@@ -8,7 +8,7 @@ are short.
 Shapes: T distinct texts, L tokens, U distinct prefixes, D width.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,14 +33,20 @@ class DistinctPrefixes(NamedTuple):
     ends: Tensor
     texts: Tensor
 
-    def require_number(self, batch_size: int) -> Self:
-        """Returns these prefixes; raises ValueError unless they are those of so many texts."""
-        if len(self.texts) != batch_size:
+    def require_texts(self, input_ids: Tensor) -> None:
+        """Raises ValueError unless these are prefixes of the texts (B, L); a compiled model sees shapes alone."""
+        shape = (len(self.texts), self.numbers.shape[1])
+        is_same = shape == input_ids.shape
+        if is_same and not torch.compiler.is_compiling():
+            # Each row up to its end, whose number says which prefix the whole text is.
+            length = self.positions[0, self.ends[0, self.texts]][:, None]
+            is_padding = torch.arange(shape[1], device=length.device) > length
+            is_same = bool(((self.input_ids[0, self.numbers[self.texts]] == input_ids) | is_padding).all())
+        if not is_same:
             raise ValueError(
-                f"prefixes are those of {len(self.texts)} texts, but input_ids has {batch_size}: pass what "
-                "find_prefixes gives for these"
+                f"prefixes are those of other texts, of shape {shape}, than input_ids, of shape "
+                f"{tuple(input_ids.shape)}: pass what find_prefixes gives for these"
             )
-        return self
 
     def embed_positions(self, position_embedding: Tensor) -> Tensor:
         """Returns the position embedding of each prefix's last token, (1, U, D), for that of every position (L, D)."""

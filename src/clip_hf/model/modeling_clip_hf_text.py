@@ -176,13 +176,15 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
 
         Raises:
             TypeError: an argument is unknown.
-            ValueError: the mask has another shape than the ids, the prefixes are those of more or fewer texts, the
+            ValueError: the mask has another shape than the ids, the prefixes are those of other texts, the
                 texts are too long, or one has no end-of-text token. The latter is looked for on the CPU alone, as an
                 accelerator would have to wait for the answer, and not under `torch.func`.
         """
         require_known_arguments(self, kwargs)
         _require_shape(attention_mask, input_ids)
-        ends = self._find_ends(input_ids) if prefixes is None else prefixes.require_number(len(input_ids)).ends
+        if prefixes is not None:
+            prefixes.require_texts(input_ids)
+        ends = self._find_ends(input_ids) if prefixes is None else prefixes.ends
         pooled_only = pooled_only or prefixes is not None
         hidden_states = self._run_layers(input_ids, ends if pooled_only else None, prefixes, **kwargs)
         hidden_states = self.final_layer_norm(hidden_states)
