@@ -43,6 +43,20 @@ def test_vit_interpolates_as_transformers_does(tmp_path):
     torch.testing.assert_close(model(pixels, interpolate_pos_encoding=True).pooler_output, expected)
 
 
+@pytest.mark.parametrize("size", [(32, 32), (40, 24), (45, 39)])  # the last are not of whole patches
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_patches_are_mapped_as_by_a_convolution(size, memory_format):
+    embedding = tiny_model("vit").vision_model.embeddings.patch_embedding.double()
+    pixels = torch.randn(3, 3, *size).double().to(memory_format=memory_format)
+    expected = nn.functional.conv2d(pixels, embedding.weight, stride=embedding.kernel_size)
+    found = embedding(pixels)
+    torch.testing.assert_close(found, expected.flatten(2).transpose(1, 2), rtol=0, atol=1e-12)
+    upstream = torch.randn_like(found)
+    (expected_gradient,) = torch.autograd.grad(expected.flatten(2).transpose(1, 2), embedding.weight, upstream)
+    (gradient,) = torch.autograd.grad(found, embedding.weight, upstream)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-11)
+
+
 @pytest.mark.parametrize("tower", TOWERS)
 def test_own_size_is_left_exactly_as_it_is(tower):
     model = tiny_model(tower).eval()

@@ -18,6 +18,30 @@ from .modeling_clip_hf_base import ClipHfImageModel, ClipHfImageOutput, normaliz
 from .modeling_clip_hf_transformer import ClipHfAttention, ClipHfTransformerLayer, init_transformer_module
 
 
+class ClipHfPatchEmbedding(nn.Conv2d):
+    """The map from patches to the residual stream: a convolution whose stride is the size of its kernel.
+
+    Its windows do not overlap, so it is one product of matrices. Kernels of convolutions, made for small windows, take
+    longer.
+    """
+
+    def __init__(self, config: ClipHfViTConfig) -> None:
+        size = config.patch_size
+        super().__init__(config.num_channels, config.hidden_size, size, stride=size, bias=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Returns (B, patches, D), row by row, for pixels (B, C, H, W); pixels beyond whole patches are left out."""
+        (height, width), (rows, columns) = self.kernel_size, self.grid(pixel_values)
+        pixels = pixel_values[..., : rows * height, : columns * width].unflatten(3, (columns, width))
+        patches = pixels.unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)  # (B, rows, columns, C, P, P)
+        return nn.functional.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+
+    def grid(self, pixel_values: Tensor) -> tuple[int, int]:
+        """Returns how many rows and columns of patches there are in pixels (B, C, H, W)."""
+        height, width = pixel_values.shape[-2:]
+        return height // self.kernel_size[0], width // self.kernel_size[1]
+
+
 class ClipHfViTEmbeddings(nn.Module):
     """Patches, the class embedding before them, and positions.
 
@@ -33,9 +57,7 @@ class ClipHfViTEmbeddings(nn.Module):
         self.config = config
         self.patch_dropout = 0.0
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
-        self.patch_embedding = nn.Conv2d(
-            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
-        )
+        self.patch_embedding = ClipHfPatchEmbedding(config)
         self.position_embedding = nn.Parameter(torch.empty(1 + config.grid_size**2, config.hidden_size))
 
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
@@ -52,10 +74,10 @@ class ClipHfViTEmbeddings(nn.Module):
                 "interpolate_pos_encoding=True"
             )
         pixel_values = normalize_pixels(pixel_values, config, self.patch_embedding.weight.dtype)
-        patches = self.patch_embedding(pixel_values)  # (B, D, H / P, W / P)
-        class_embedding = self.class_embedding.expand(patches.shape[0], 1, -1)
-        embeddings = torch.cat([class_embedding, patches.flatten(2).transpose(1, 2)], dim=1)
-        embeddings = embeddings + interpolate_positions(self.position_embedding, *patches.shape[-2:])
+        patches = self.patch_embedding(pixel_values)  # (B, L - 1, D)
+        embeddings = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
+        grid = self.patch_embedding.grid(pixel_values)
+        embeddings = embeddings + interpolate_positions(self.position_embedding, *grid)
         if self.training and self.patch_dropout > 0:
             embeddings = _drop_patches(embeddings, self.patch_dropout)
         return embeddings
