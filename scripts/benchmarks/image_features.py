@@ -73,6 +73,7 @@ def main() -> None:
     add_device(parser)
     args = parser.parse_args()
     compiler.freezing = args.device == "cpu"
+    torch.backends.cudnn.benchmark = True  # on a GPU, the fastest kernels
     with torch.no_grad():
         save("Image features", "images", args, [compare_encoders(name, args) for name in args.architectures])
 

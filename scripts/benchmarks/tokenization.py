@@ -23,10 +23,10 @@ def main() -> None:
     parser.add_argument("--num_captions", type=int, default=10_000, help="captions")
     args = parser.parse_args()
     captions = read_captions(args.captions, args.num_captions)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    torch.set_num_threads(1)
     from measuring.models import build_tokenizers
 
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
     tokenizers = build_tokenizers()
     padded = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     lowered = [caption.lower() for caption in captions]

@@ -1,6 +1,7 @@
 """One model, and one tokenizer, three times: ours, OpenCLIP's and transformers'."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from transformers import CLIPModel, CLIPTokenizer
 from clip_hf import ClipHfConfig, ClipHfModel, ClipHfTokenizer
 from clip_hf.conversion.foreign_configs import to_transformers_config
 from clip_hf.conversion.layouts import to_layout
+
+# OpenCLIP, whose own tokenizer has no threads, switches off those of all others as it is imported.
+os.environ.pop("TOKENIZERS_PARALLELISM", None)
 
 OPEN_CLIP_NAMES = {"RN50": "RN50", "ViT-B/32": "ViT-B-32", "ViT-B/16": "ViT-B-16", "ViT-L/14": "ViT-L-14"}
 
