@@ -119,9 +119,12 @@ class ZeroShotClassifier:
         Raises:
             ValueError: the model is in training mode, or the pixels do not fit it.
         """
-        image_embeds = embed_images(self.model, pixel_values)
-        ours = self.model.config.model_type == "clip_hf"
-        scale = self.model.scale if ours else self.model.logit_scale.exp()
+        return self.compare(embed_images(self.model, pixel_values))
+
+    @torch.no_grad()
+    def compare(self, image_embeds: Tensor) -> Tensor:
+        """Returns the same of images whose unit embeddings (B, E) are given."""
+        scale = self.model.scale if self.model.config.model_type == "clip_hf" else self.model.logit_scale.exp()
         with torch.autocast(image_embeds.device.type, enabled=False):
             return scale.to(image_embeds.device) * image_embeds @ self.weights.to(image_embeds.device).T
 
@@ -241,7 +244,8 @@ def embed_texts(
     eos_token_id = text_config.eos_token_id if model.config.model_type == "clip_hf" else tokenizer.eos_token_id
     length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
     encoding = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-    warn_of_cut_texts(encoding, length)
+    if encoding.input_ids.shape[1] == length:  # or none is that long
+        warn_of_cut_texts(encoding, length)
 
     def embed(input_ids: Tensor) -> Tensor:
         options = text_feature_options(model, input_ids)
@@ -258,8 +262,7 @@ def warn_of_cut_texts(encoding: BatchEncoding, length: int) -> None:
         length: to which they were cut, in tokens.
     """
     encodings = encoding.encodings or ()
-    num_cut = sum(bool(text.overflowing) for text in encodings)
-    if num_cut:
+    if num_cut := sum(bool(text.overflowing) for text in encodings):
         logger.warning(f"{num_cut} of {len(encodings)} texts are longer than {length} tokens and were cut")
 
 

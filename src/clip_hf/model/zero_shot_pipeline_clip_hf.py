@@ -11,7 +11,7 @@ from transformers.pipelines import PIPELINE_REGISTRY, ZeroShotImageClassificatio
 from .image_decoding_clip_hf import ImageDecodingError
 from .image_sources_clip_hf import decode_base64, decode_source
 from .text_weights_clip_hf import check_model
-from .zero_shot_clip_hf import ZeroShotClassifier, check_strings, check_templates
+from .zero_shot_clip_hf import ZeroShotClassifier, check_strings, check_templates, embed_images
 
 TASK = "zero-shot-image-classification"
 DEFAULT_TEMPLATES = ("This is a photo of {}.",)  # the stock pipeline's
@@ -98,7 +98,9 @@ class ClipHfZeroShotPipeline(ZeroShotImageClassificationPipeline):
         templates: tuple[str, ...] = DEFAULT_TEMPLATES,
     ) -> dict[str, Tensor]:
         names = tuple(dict.fromkeys(candidate_labels))
-        logits = self._classifier(names, templates)(model_inputs["pixel_values"])
+        # First, so that a GPU has the image while the processor looks whether the labels' features are current.
+        image_embeds = embed_images(self.model, model_inputs["pixel_values"])
+        logits = self._classifier(names, templates).compare(image_embeds)
         if len(names) < len(candidate_labels):  # a label given twice is answered twice
             columns = {name: column for column, name in enumerate(names)}
             logits = logits[:, [columns[label] for label in candidate_labels]]
