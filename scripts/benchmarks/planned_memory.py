@@ -53,15 +53,16 @@ def build_config(name: str) -> ClipHfConfig:
 def text_length(config: ClipHfConfig, batch_size: int, chunk_size: int | None, device: str) -> int:
     """Returns the mean number of tokens of a text as it is embedded: padded to the longest of its chunk or group.
 
-    On a CPU attention alone sees padding, and of what is kept for the backward pass, a fourth is attention's. There
-    beginnings are shared, too, but these texts have none in common.
+    Attention alone sees padding, but in the chunks of an accelerator, and of what is kept for the backward pass, a
+    fourth is attention's. On a CPU beginnings are shared, too, but these texts have none in common.
     """
     torch.manual_seed(0)
     ids = NoisePairs(config, batch_size).input_ids
     lengths = ((ids == config.text_config.eos_token_id).int().argmax(dim=-1) + 1).sort().values
     sizes = chunk_size or length_group_sizes(lengths.tolist(), num_length_groups(batch_size, device))
     padded = sum(len(group) * int(group.max()) for group in lengths.split(sizes)) / batch_size
-    return round(padded if device != "cpu" else (3 * lengths.float().mean().item() + padded) / 4)
+    is_padded = device != "cpu" and chunk_size is not None
+    return round(padded if is_padded else (3 * lengths.float().mean().item() + padded) / 4)
 
 
 def plan_case(

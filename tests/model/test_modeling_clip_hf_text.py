@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from clip_hf.model.modeling_clip_hf_text import trim_padding
+from clip_hf.model.prefixes_clip_hf import find_distinct_prefixes, find_prefixes_of_each_text
 from tests.tiny_models import random_ids, tiny_model
 
 
@@ -100,19 +101,25 @@ def test_features_alone_are_the_same(model, implementation, prefix_length):
     model.set_attn_implementation(implementation)
     ids = prompts(model.config, prefix_length)
     expected = model.text_model(ids)
-    for options in ({"pooled_only": True}, {"prefixes": model.text_model.find_prefixes(ids)}):
+    of_each_text = find_prefixes_of_each_text(ids, model.config.text_config.eos_token_id)
+    for options in (
+        {"pooled_only": True},
+        {"prefixes": model.text_model.find_prefixes(ids)},
+        {"prefixes": of_each_text},
+    ):
         found = model.text_model(ids, **options)
         assert found.last_hidden_state is None
         torch.testing.assert_close(found.pooler_output, expected.pooler_output, rtol=0, atol=2e-6)
         torch.testing.assert_close(found.text_embeds, expected.text_embeds, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(("share_prefixes", "is_checkpointed"), [(False, False), (True, False), (True, True)])
-def test_features_alone_have_the_same_gradients(model, share_prefixes, is_checkpointed):
+@pytest.mark.parametrize("find_prefixes", [None, find_distinct_prefixes, find_prefixes_of_each_text])
+@pytest.mark.parametrize("is_checkpointed", [False, True])
+def test_features_alone_have_the_same_gradients(model, find_prefixes, is_checkpointed):
     model.double().train()
     ids = prompts(model.config, 5).repeat(2, 1)
     gradients = []
-    prefixes = model.text_model.find_prefixes(ids) if share_prefixes else None
+    prefixes = find_prefixes and find_prefixes(ids, model.config.text_config.eos_token_id)
     for options in ({}, {"pooled_only": True, "prefixes": prefixes}):
         model.zero_grad()
         if options and is_checkpointed:
@@ -132,6 +139,15 @@ def test_each_distinct_prefix_is_computed_once(model):
     texts = [text[: text.index(model.config.text_config.eos_token_id) + 1] for text in ids.tolist()]
     prefixes = {tuple(text[:end]) for text in texts for end in range(1, len(text) + 1)}
     assert rows == [(1, len(prefixes)), (1, len(set(map(tuple, texts))))]
+
+
+def test_padding_is_not_computed(model):
+    ids, rows = random_ids(model.config), []
+    for layer in model.text_model.layers:
+        layer.mlp.register_forward_pre_hook(lambda module, args: rows.append(tuple(args[0].shape[:2])))
+    eos_token_id = model.config.text_config.eos_token_id
+    model.text_model(ids, prefixes=find_prefixes_of_each_text(ids, eos_token_id))
+    assert rows == [(1, sum(text.index(eos_token_id) + 1 for text in ids.tolist())), (1, len(ids))]
 
 
 def test_hidden_states_of_prefixes_are_those_of_whole_texts(model):
@@ -164,6 +180,24 @@ def test_prefixes_are_not_shared_with_dropout_under_func_or_on_an_accelerator(mo
     found.append(tiny_model("vit").to("meta").text_model.find_prefixes(ids))
     found.append(find(ids.to("meta")))
     assert found == [None] * 6
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_training_leaves_out_padding_and_adds_gradients_up_in_one_order(model):
+    model.text_model.cuda()
+    ids = prompts(model.config, 5, batch_size=256).cuda()
+    assert model.text_model.find_prefixes(ids) is None  # evaluation
+    model.text_model.train()
+    assert model.text_model.find_prefixes(ids, is_sorted=True) is None
+    gradients = []
+    for _ in range(3):
+        model.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            prefixes = model.text_model.find_prefixes(ids)
+            model.text_model(ids, prefixes=prefixes).text_embeds.float().square().sum().backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.text_model.parameters()]))
+    assert len(prefixes.places) == ((ids == model.config.text_config.eos_token_id).int().argmax(dim=1) + 1).sum()
+    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
 
 
 def test_prefixes_of_other_texts_are_refused(model):

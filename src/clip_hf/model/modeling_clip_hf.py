@@ -265,13 +265,15 @@ class ClipHfModel(ClipHfPreTrainedModel):
         text_chunk_size: int | None,
     ) -> ClipHfOutput:
         options = {"pooled_only": True, "return_dict": True}
+        is_sorted = input_ids is not None and text_chunk_size is not None and text_chunk_size < len(input_ids)
 
         def embed_images(pixel_values: Tensor) -> Tensor:
             features = self.get_image_features(pixel_values, interpolate_pos_encoding, **options)
             return normalize_embeds(features.pooler_output)
 
         def embed_texts(input_ids: Tensor) -> Tensor:
-            features = self.get_text_features(input_ids, prefixes=self.text_model.find_prefixes(input_ids), **options)
+            prefixes = self.text_model.find_prefixes(input_ids, is_sorted)
+            features = self.get_text_features(input_ids, prefixes=prefixes, **options)
             return normalize_embeds(features.pooler_output)
 
         fields = {"scale": self.scale}

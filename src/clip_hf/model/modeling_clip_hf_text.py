@@ -17,7 +17,6 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_clip_hf_towers import ClipHfTextConfig
 from .conversion_clip_hf import IMAGE_TOWER_KEYS, PROJECTION_KEYS
-from .distinct_prefixes_clip_hf import DistinctPrefixes, find_distinct_prefixes
 from .modeling_clip_hf_base import ClipHfPreTrainedModel, require_known_arguments
 from .modeling_clip_hf_transformer import (
     ClipHfAttention,
@@ -25,6 +24,7 @@ from .modeling_clip_hf_transformer import (
     init_transformer_module,
     select_positions,
 )
+from .prefixes_clip_hf import Prefixes, find_distinct_prefixes, find_prefixes_of_each_text
 
 TOKEN_STD = 0.02
 POSITION_STD = 0.01
@@ -98,12 +98,8 @@ class ClipHfTextEmbeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embedding = nn.Parameter(torch.empty(config.max_position_embeddings, config.hidden_size))
 
-    def forward(self, input_ids: Tensor, prefixes: DistinctPrefixes | None = None) -> Tensor:
-        """Returns (B, L, D), or one row a prefix, (1, U, D).
-
-        Args:
-            input_ids: (B, L).
-            prefixes: of these texts, or None.
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Returns (B, L, D) for ids (B, L).
 
         Raises:
             ValueError: the texts are longer than the positions.
@@ -114,9 +110,8 @@ class ClipHfTextEmbeddings(nn.Module):
                 f"the texts are {length} tokens long, but the model has {num_positions} positions: let the tokenizer "
                 "truncate them, or add positions with extend_text_positions"
             )
-        tokens = self.token_embedding(input_ids if prefixes is None else prefixes.input_ids)
-        positions = self.position_embedding[:length].to(tokens.device)  # device_map may divide them
-        return tokens + (positions if prefixes is None else prefixes.embed_positions(positions))
+        tokens = self.token_embedding(input_ids)
+        return tokens + self.position_embedding[:length].to(tokens.device)  # device_map may divide them
 
 
 class ClipHfTextModel(ClipHfPreTrainedModel):
@@ -160,7 +155,7 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         pooled_only: bool = False,
-        prefixes: DistinctPrefixes | None = None,
+        prefixes: Prefixes | None = None,
         **kwargs: Any,
     ) -> ClipHfTextOutput:
         """Returns the feature of each text.
@@ -169,9 +164,9 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
             input_ids: (B, L), each row with an end-of-text token; what stands behind the first one never matters.
             attention_mask: taken from tokenizers and not needed: no position sees the padding to its right.
             pooled_only: compute the last block at the ends of the texts alone, and return no `last_hidden_state`.
-            prefixes: what `find_prefixes` gives for these texts: each is computed once, and no padding. That implies
+            prefixes: what `find_prefixes` gives for these texts: they are computed, and no padding. That implies
                 `pooled_only`. Hidden states, where asked for, are those of the U prefixes, (1, U, D), and attentions
-                those of the T distinct texts, (T, H, L, L).
+                those of T texts, on a CPU of the distinct ones, (T, H, L, L).
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
 
         Raises:
@@ -207,35 +202,41 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
         # argmax of equal values gives the first; integers of 64 bits are not among those every exporter can rank.
         return is_eos.int().argmax(dim=-1, keepdim=True)
 
-    def find_prefixes(self, input_ids: Tensor) -> DistinctPrefixes | None:
-        """Returns the distinct prefixes of texts, for `forward`, or None where they would not save time.
+    def find_prefixes(self, input_ids: Tensor, is_sorted: bool = False) -> Prefixes | None:
+        """Returns the prefixes of texts, for `forward`, or None where they would not save time.
 
-        On an accelerator they do not: it waits for kernels to be started, however few the rows, and would wait for
-        their number, too. With dropout, equal prefixes are not computed alike, and under `torch.func` their number is
-        not known. It depends on the data: call this where batches are made, not in a compiled or exported model.
+        On a CPU they are distinct. On an accelerator, which waits for kernels to be started, however few the rows,
+        they are for training alone, and those of each text: the gradients of a row that many share would be added up
+        there in another order each time. With dropout, equal prefixes are not computed alike, and under `torch.func`
+        their number is not known. It depends on the data: call this where batches are made, not in a compiled or
+        exported model.
 
         Args:
             input_ids: (B, L), each row with an end-of-text token.
+            is_sorted: they are of like length, and on an accelerator their padding is not worth leaving out.
 
         Raises:
-            ValueError: a row has no end-of-text token.
+            ValueError: on a CPU, a row has no end-of-text token.
         """
-        on_cpu = self.device.type == input_ids.device.type == "cpu"
         has_dropout = self.training and any(map(_drops, self.modules()))
-        if not on_cpu or has_dropout or torch._C._are_functorch_transforms_active():
+        if self.device != input_ids.device or has_dropout or torch._C._are_functorch_transforms_active():
             return None
+        if input_ids.device.type != "cpu":
+            is_for_training = self.training and torch.is_grad_enabled() and not is_sorted
+            return find_prefixes_of_each_text(input_ids, self.config.eos_token_id) if is_for_training else None
         require_end_of_text(input_ids == self.config.eos_token_id, self.config.eos_token_id)
         return find_distinct_prefixes(input_ids, self.config.eos_token_id)
 
     def _run_layers(
-        self, input_ids: Tensor, positions: Tensor | None, prefixes: DistinctPrefixes | None, **kwargs: Any
+        self, input_ids: Tensor, positions: Tensor | None, prefixes: Prefixes | None, **kwargs: Any
     ) -> Tensor:
         """Returns the residual stream behind the last block: (B, L, D), one row a prefix, or some positions of it."""
-        hidden_states = self.embeddings(input_ids, prefixes)
-        whole_texts = hidden_states if prefixes is None else hidden_states.new_empty((*prefixes.numbers.shape, 0))
+        hidden_states = self.embeddings(input_ids if prefixes is None else prefixes.input_ids)
         causal_mask = create_causal_mask(
-            config=self.config, inputs_embeds=whole_texts, attention_mask=None, past_key_values=None
+            config=self.config, inputs_embeds=hidden_states, attention_mask=None, past_key_values=None
         )
+        if prefixes is not None:
+            hidden_states = prefixes.gather(hidden_states)
         kwargs |= {"is_causal": True, "prefixes": prefixes}
         *layers, last = self.layers
         for layer in layers:

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_clip_hf_towers import ClipHfTransformerConfig
-from .distinct_prefixes_clip_hf import DistinctPrefixes
+from .prefixes_clip_hf import Prefixes
 
 QUICK_GELU_SLOPE = 1.702
 
@@ -151,7 +151,7 @@ class ClipHfAttention(nn.Module):
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
         positions: Tensor | None = None,
-        prefixes: DistinctPrefixes | None = None,
+        prefixes: Prefixes | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Returns (B, L, D) and the attention weights, for hidden states (B, L, D); see `ClipHfTransformerLayer`."""
@@ -209,7 +209,7 @@ class ClipHfTransformerLayer(GradientCheckpointingLayer):
             attention_mask: as the implementation of attention takes it, or None.
             positions: (B, N), the positions of each row to return, which makes it (B, N, D); None for all. In the last
                 block three quarters of the arithmetic are spent on positions that nobody reads.
-            kwargs: `prefixes`, where the hidden states are one row a `DistinctPrefixes`, (1, U, D), and hints to the
+            kwargs: `prefixes`, where the hidden states are one row a `Prefixes`, (1, U, D), and hints to the
                 implementation.
         """
         attended, _ = self.self_attn(self.layer_norm1(hidden_states), attention_mask, positions, **kwargs)

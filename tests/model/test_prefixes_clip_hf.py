@@ -1,9 +1,9 @@
-"""Distinct prefixes against a plain enumeration of them."""
+"""Prefixes against a plain enumeration of them."""
 
 import pytest
 import torch
 
-from clip_hf.model.distinct_prefixes_clip_hf import find_distinct_prefixes
+from clip_hf.model.prefixes_clip_hf import find_distinct_prefixes, find_prefixes_of_each_text
 
 EOS = 9
 
@@ -37,7 +37,6 @@ def test_each_distinct_prefix_is_there_once(name):
     texts = enumerate_prefixes(TEXTS[name])
     found = find_distinct_prefixes(TEXTS[name], EOS)
     distinct = {prefix for text in texts for prefix in text}
-    assert found.input_ids.shape == found.positions.shape == (1, len(distinct))
     assert found.places.shape == (len(distinct),)
     assert len(found.numbers) == len({text[-1] for text in texts})
     numbers = found.numbers[found.texts].tolist()
@@ -46,13 +45,26 @@ def test_each_distinct_prefix_is_there_once(name):
         assert row[: len(text)] == [number_of[prefix] for prefix in text]
     assert sorted(number_of.values()) == list(range(len(distinct)))
     for prefix, number in number_of.items():
-        assert (found.input_ids[0, number], found.positions[0, number]) == (prefix[-1], len(prefix) - 1)
+        row, column = divmod(found.places[number].item(), found.input_ids.shape[1])
+        assert tuple(found.input_ids[row, : column + 1].tolist()) == prefix
     assert found.ends[0, found.texts].tolist() == [number_of[text[-1]] for text in texts]
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_what_is_gathered_and_spread_is_the_same_again(name):
-    found = find_distinct_prefixes(TEXTS[name], EOS)
+def test_each_prefix_of_each_text_is_there_without_padding(name):
+    texts = enumerate_prefixes(TEXTS[name])
+    found = find_prefixes_of_each_text(TEXTS[name], EOS)
+    assert found.places.shape == (sum(map(len, texts)),)
+    numbers = [row[: len(text)] for text, row in zip(texts, found.numbers.tolist(), strict=True)]
+    assert [number for row in numbers for number in row] == list(range(len(found.places)))
+    assert found.numbers.max() < len(found.places)
+    assert found.ends[0].tolist() == [row[-1] for row in numbers]
+
+
+@pytest.mark.parametrize("find", [find_distinct_prefixes, find_prefixes_of_each_text])
+@pytest.mark.parametrize("name", TEXTS)
+def test_what_is_gathered_and_spread_is_the_same_again(name, find):
+    found = find(TEXTS[name], EOS)
     rows = torch.randn(1, found.places.numel(), 3)
     assert torch.equal(found.gather(found.spread(rows)), rows)
     at_ends = rows[:, found.ends[0]]
