@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from clip_hf import ClipHfModel
+from clip_hf.model.prefixes_clip_hf import find_distinct_prefixes, find_prefixes_of_each_text
 from tests.tiny_models import TOWERS, random_ids, random_pixels, randomize_batch_norms, tiny_config, tiny_model
 
 
@@ -43,14 +44,16 @@ def test_compiles_without_graph_breaks(model):
     torch.testing.assert_close(output.logits_per_image, expected.logits_per_image)
 
 
-def test_a_compiled_text_tower_shares_prefixes_of_any_number():
+@pytest.mark.parametrize("find", [find_distinct_prefixes, find_prefixes_of_each_text])
+def test_a_compiled_text_tower_takes_prefixes_of_any_number(find):
+    torch.compiler.reset()
     plain, tower = tiny_model("vit").eval().text_model, tiny_model("vit").eval().text_model
     counter = CompileCounterWithBackend("aot_eager")
     tower.compile(backend=counter, fullgraph=True)
     for batch_size in range(4, 12):
         ids = random_ids(tiny_config("vit"), batch_size, seed=batch_size)
         ids[:, 1:4] = 5
-        actual = tower(ids, prefixes=tower.find_prefixes(ids)).pooler_output
+        actual = tower(ids, prefixes=find(ids, tower.config.eos_token_id)).pooler_output
         torch.testing.assert_close(actual, plain(ids).pooler_output)
     assert counter.frame_count == 2  # for the first sizes, then for any
 
@@ -124,6 +127,7 @@ def test_lora_trains_saves_loads_and_merges(model, tmp_path):
     peft = pytest.importorskip("peft")
     reference = {name: parameter.clone() for name, parameter in model.named_parameters()}
     targets = ["qkv", "out_proj", "q_proj", "k_proj", "v_proj"]
+    targets += ["patch_embedding"] if model.config.vision_config.model_type == "clip_hf_vit" else []
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets))
     adapted.train()
     optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=10.0)

@@ -25,21 +25,14 @@ class ClipHfPatchEmbedding(nn.Conv2d):
     longer.
     """
 
-    def __init__(self, config: ClipHfViTConfig) -> None:
-        size = config.patch_size
-        super().__init__(config.num_channels, config.hidden_size, size, stride=size, bias=False)
-
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Returns (B, patches, D), row by row, for pixels (B, C, H, W); pixels beyond whole patches are left out."""
-        (height, width), (rows, columns) = self.kernel_size, self.grid(pixel_values)
+        """Returns (B, D, H // P, W // P) for pixels (B, C, H, W): as a convolution, it maps whole patches alone."""
+        height, width = self.kernel_size
+        rows, columns = pixel_values.shape[-2] // height, pixel_values.shape[-1] // width
         pixels = pixel_values[..., : rows * height, : columns * width].unflatten(3, (columns, width))
         patches = pixels.unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)  # (B, rows, columns, C, P, P)
-        return nn.functional.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
-
-    def grid(self, pixel_values: Tensor) -> tuple[int, int]:
-        """Returns how many rows and columns of patches there are in pixels (B, C, H, W)."""
-        height, width = pixel_values.shape[-2:]
-        return height // self.kernel_size[0], width // self.kernel_size[1]
+        mapped = nn.functional.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+        return mapped.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 class ClipHfViTEmbeddings(nn.Module):
@@ -57,7 +50,9 @@ class ClipHfViTEmbeddings(nn.Module):
         self.config = config
         self.patch_dropout = 0.0
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
-        self.patch_embedding = ClipHfPatchEmbedding(config)
+        self.patch_embedding = ClipHfPatchEmbedding(
+            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
+        )
         self.position_embedding = nn.Parameter(torch.empty(1 + config.grid_size**2, config.hidden_size))
 
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
@@ -74,10 +69,10 @@ class ClipHfViTEmbeddings(nn.Module):
                 "interpolate_pos_encoding=True"
             )
         pixel_values = normalize_pixels(pixel_values, config, self.patch_embedding.weight.dtype)
-        patches = self.patch_embedding(pixel_values)  # (B, L - 1, D)
-        embeddings = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
-        grid = self.patch_embedding.grid(pixel_values)
-        embeddings = embeddings + interpolate_positions(self.position_embedding, *grid)
+        patches = self.patch_embedding(pixel_values)  # (B, D, H / P, W / P)
+        class_embedding = self.class_embedding.expand(patches.shape[0], 1, -1)
+        embeddings = torch.cat([class_embedding, patches.flatten(2).transpose(1, 2)], dim=1)
+        embeddings = embeddings + interpolate_positions(self.position_embedding, *patches.shape[-2:])
         if self.training and self.patch_dropout > 0:
             embeddings = _drop_patches(embeddings, self.patch_dropout)
         return embeddings
