@@ -8,6 +8,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from clip_hf import ClipHfConfig, ClipHfModel, ClipHfResNetModel, ClipHfTextModel, ClipHfViTModel
 from clip_hf.model.architectures_clip_hf import ARCHITECTURES
+from clip_hf.model.contrastive_loss_clip_hf import contrastive_loss
 from tests.model import published_clip
 from tests.tiny_models import TOWERS, random_ids, random_pixels, randomize_batch_norms, tiny_config, tiny_model
 
@@ -278,6 +279,33 @@ def test_a_gpu_gives_the_embeddings_and_gradients_of_the_cpu(tower, is_compiled,
         torch.testing.assert_close(
             ours.grad.cpu(), theirs.grad, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("chunk_sizes", [(None, None), (None, 100)])
+def test_a_gpu_trains_on_hundreds_of_texts_as_the_cpu_does(chunk_sizes):
+    model = tiny_model("vit").train()
+    inputs = {"input_ids": random_ids(model.config, 300), "pixel_values": random_pixels(model.config, 300)}
+    gradients = []
+    for device in ("cpu", "cuda"):
+        model.zero_grad()
+        model.to(device)
+        embeds = model(**{name: part.to(device) for name, part in inputs.items()}, chunk_sizes=chunk_sizes)
+        contrastive_loss(embeds.image_embeds, embeds.text_embeds, embeds.scale).backward()
+        gradients.append({name: parameter.grad.cpu() for name, parameter in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(
+            gradients[1][name], expected, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize(("chunk_size", "is_sorted"), [(None, [False]), (8, [False]), (4, [True, True])])
+def test_only_the_texts_of_chunks_are_taken_for_sorted(chunk_size, is_sorted, monkeypatch):
+    model, asked = tiny_model("vit").eval(), []
+    monkeypatch.setattr(model.text_model, "find_prefixes", lambda ids, is_sorted: asked.append(is_sorted))
+    with torch.no_grad():
+        model(input_ids=random_ids(model.config, 8), chunk_sizes=(None, chunk_size))
+    assert asked == is_sorted
 
 
 @pytest.mark.gpu

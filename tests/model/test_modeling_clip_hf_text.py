@@ -1,9 +1,11 @@
+from math import ceil
+
 import pytest
 import torch
 from torch import nn
 
 from clip_hf.model.modeling_clip_hf_text import trim_padding
-from clip_hf.model.prefixes_clip_hf import find_distinct_prefixes, find_prefixes_of_each_text
+from clip_hf.model.prefixes_clip_hf import ROW_MULTIPLE, find_distinct_prefixes, find_prefixes_of_each_text
 from tests.tiny_models import random_ids, tiny_model
 
 
@@ -142,12 +144,14 @@ def test_each_distinct_prefix_is_computed_once(model):
 
 
 def test_padding_is_not_computed(model):
-    ids, rows = random_ids(model.config), []
+    ids, rows = random_ids(model.config, batch_size=50), []
     for layer in model.text_model.layers:
         layer.mlp.register_forward_pre_hook(lambda module, args: rows.append(tuple(args[0].shape[:2])))
     eos_token_id = model.config.text_config.eos_token_id
     model.text_model(ids, prefixes=find_prefixes_of_each_text(ids, eos_token_id))
-    assert rows == [(1, sum(text.index(eos_token_id) + 1 for text in ids.tolist())), (1, len(ids))]
+    num_tokens = sum(text.index(eos_token_id) + 1 for text in ids.tolist())
+    assert rows == [(1, ceil(num_tokens / ROW_MULTIPLE) * ROW_MULTIPLE), (1, len(ids))]
+    assert rows[0][1] < ids.numel()
 
 
 def test_hidden_states_of_prefixes_are_those_of_whole_texts(model):
@@ -161,7 +165,7 @@ def test_hidden_states_of_prefixes_are_those_of_whole_texts(model):
             torch.testing.assert_close(of_prefixes[0, text[: end + 1]], states[: end + 1], rtol=0, atol=2e-6)
 
 
-def test_prefixes_are_not_shared_with_dropout_under_func_or_on_an_accelerator(model):
+def test_prefixes_are_not_shared_with_dropout_under_func_or_with_parts_elsewhere(model):
     ids = random_ids(model.config)
     find = model.text_model.find_prefixes
     assert find(ids) is not None
@@ -184,20 +188,25 @@ def test_prefixes_are_not_shared_with_dropout_under_func_or_on_an_accelerator(mo
 
 @pytest.mark.gpu
 def test_on_a_gpu_training_leaves_out_padding_and_adds_gradients_up_in_one_order(model):
-    model.text_model.cuda()
     ids = prompts(model.config, 5, batch_size=256).cuda()
-    assert model.text_model.find_prefixes(ids) is None  # evaluation
-    model.text_model.train()
-    assert model.text_model.find_prefixes(ids, is_sorted=True) is None
-    gradients = []
-    for _ in range(3):
+    tower = model.text_model.cuda()
+    assert tower.find_prefixes(ids) is None  # evaluation
+    tower.train()
+    assert tower.find_prefixes(ids[:255]) is tower.find_prefixes(ids, is_sorted=True) is None
+    prefixes = tower.find_prefixes(ids)
+    assert len(prefixes.places) < ids.numel()
+
+    def gradients(prefixes, dtype):
         model.zero_grad()
-        with torch.autocast("cuda", torch.bfloat16):
-            prefixes = model.text_model.find_prefixes(ids)
-            model.text_model(ids, prefixes=prefixes).text_embeds.float().square().sum().backward()
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in model.text_model.parameters()]))
-    assert len(prefixes.places) == ((ids == model.config.text_config.eos_token_id).int().argmax(dim=1) + 1).sum()
-    assert torch.equal(gradients[0], gradients[1]) and torch.equal(gradients[0], gradients[2])
+        with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+            embeds = tower(ids, pooled_only=True, prefixes=prefixes).text_embeds
+        embeds.float().square().sum().backward()
+        return torch.cat([parameter.grad.flatten() for parameter in tower.parameters()])
+
+    whole, rows = gradients(None, torch.float32), gradients(prefixes, torch.float32)
+    torch.testing.assert_close(rows, whole, rtol=1e-4, atol=1e-4 * whole.abs().max().item())
+    first, *others = (gradients(prefixes, torch.bfloat16) for _ in range(3))
+    assert all(torch.equal(first, other) for other in others)
 
 
 def test_prefixes_of_other_texts_are_refused(model):

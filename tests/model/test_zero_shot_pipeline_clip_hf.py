@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor import config as compiler
+from torch.fx.experimental import _config as shapes
 from torch.utils.data import Dataset
 from transformers import SiglipConfig, SiglipModel, ZeroShotImageClassificationPipeline, pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -268,16 +269,17 @@ def test_changed_weights_are_never_answered_for_with_old_features(pipe, change):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_dynamic", [False, True])
 @pytest.mark.parametrize("tower", TOWERS)
-def test_compiled_and_frozen_image_towers_answer_alike_each_with_its_own_weights(tower):
+def test_compiled_and_frozen_image_towers_answer_alike_each_with_its_own_weights(tower, is_dynamic):
     torch.compiler.reset()
     counters.clear()
     arguments = {"candidate_labels": NAMES, "hypothesis_template": TEMPLATES}
     for seed in (0, 1):
         model = tiny_zero_shot_model(tower, seed=seed)
         expected = build(model)(pictures(), **arguments)
-        model.vision_model.compile()
-        with compiler.patch(freezing=True):
+        model.vision_model.compile(dynamic=is_dynamic)
+        with compiler.patch(freezing=True), shapes.patch(backed_size_oblivious=is_dynamic):
             assert_same(build(model)(pictures(), **arguments), expected)
     assert counters["stats"]["unique_graphs"] > 0
 

@@ -28,7 +28,9 @@ MAX_LENGTH_GROUPS = 4
 TEXTS_PER_LENGTH_GROUP = 64
 """On a CPU. What they share and what only attention sees, padding, would let groups be larger but for the memory."""
 TEXTS_PER_LENGTH_GROUP_OF_ACCELERATORS = 2048
-"""To have the kernels of another pass started takes an accelerator longer than the padding of fewer texts."""
+"""To have the kernels of another pass started takes an accelerator longer than the padding of fewer texts.
+
+In training that is attention's alone, whose memory grows with it."""
 NUM_CUTS = 32
 """Places, evenly spread, where a batch may be cut into groups: more would save little."""
 

@@ -28,6 +28,8 @@ from .prefixes_clip_hf import Prefixes, find_distinct_prefixes, find_prefixes_of
 
 TOKEN_STD = 0.02
 POSITION_STD = 0.01
+LEAST_TEXTS_OF_ACCELERATORS = 256
+"""Whose padding is left out: that of fewer is computed before the kernels that leave it out are started."""
 
 
 def trim_padding(input_ids: Tensor, eos_token_id: int) -> Tensor:
@@ -164,7 +166,7 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
             input_ids: (B, L), each row with an end-of-text token; what stands behind the first one never matters.
             attention_mask: taken from tokenizers and not needed: no position sees the padding to its right.
             pooled_only: compute the last block at the ends of the texts alone, and return no `last_hidden_state`.
-            prefixes: what `find_prefixes` gives for these texts: they are computed, and no padding. That implies
+            prefixes: what `find_prefixes` gives for these texts: only these are computed, no padding. That implies
                 `pooled_only`. Hidden states, where asked for, are those of the U prefixes, (1, U, D), and attentions
                 those of T texts, on a CPU of the distinct ones, (T, H, L, L).
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`, as in transformers.
@@ -172,8 +174,9 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
         Raises:
             TypeError: an argument is unknown.
             ValueError: the mask has another shape than the ids, the prefixes are those of other texts, the
-                texts are too long, or one has no end-of-text token. The latter is looked for on the CPU alone, as an
-                accelerator would have to wait for the answer, and not under `torch.func`.
+                texts are too long, or one has no end-of-text token. Ids are compared with those of the prefixes, and
+                ends looked for, on the CPU alone, as one would have to wait for an accelerator's answer, and not
+                under `torch.func`.
         """
         require_known_arguments(self, kwargs)
         _require_shape(attention_mask, input_ids)
@@ -205,11 +208,11 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
     def find_prefixes(self, input_ids: Tensor, is_sorted: bool = False) -> Prefixes | None:
         """Returns the prefixes of texts, for `forward`, or None where they would not save time.
 
-        On a CPU they are distinct. On an accelerator, which waits for kernels to be started, however few the rows,
-        they are for training alone, and those of each text: the gradients of a row that many share would be added up
-        there in another order each time. With dropout, equal prefixes are not computed alike, and under `torch.func`
-        their number is not known. It depends on the data: call this where batches are made, not in a compiled or
-        exported model.
+        On a CPU they are distinct: each is computed once. With dropout, equal prefixes would not be computed alike,
+        and there are none. On an accelerator, which waits for kernels to be started, however few the rows, they are
+        for training alone, on 256 texts or more, and those of each text, so that padding is left out: the gradients of
+        a row that many share would be added up there in another order each time. Under `torch.func` their number is
+        not known. It depends on the data: call this where batches are made, not in a compiled or exported model.
 
         Args:
             input_ids: (B, L), each row with an end-of-text token.
@@ -218,14 +221,16 @@ class ClipHfTextModel(ClipHfPreTrainedModel):
         Raises:
             ValueError: on a CPU, a row has no end-of-text token.
         """
-        has_dropout = self.training and any(map(_drops, self.modules()))
-        if self.device != input_ids.device or has_dropout or torch._C._are_functorch_transforms_active():
+        eos_token_id = self.config.eos_token_id
+        if self.device != input_ids.device or torch._C._are_functorch_transforms_active():
             return None
         if input_ids.device.type != "cpu":
-            is_for_training = self.training and torch.is_grad_enabled() and not is_sorted
-            return find_prefixes_of_each_text(input_ids, self.config.eos_token_id) if is_for_training else None
-        require_end_of_text(input_ids == self.config.eos_token_id, self.config.eos_token_id)
-        return find_distinct_prefixes(input_ids, self.config.eos_token_id)
+            is_training = self.training and torch.is_grad_enabled()
+            is_worth_it = is_training and not is_sorted and len(input_ids) >= LEAST_TEXTS_OF_ACCELERATORS
+            return find_prefixes_of_each_text(input_ids, eos_token_id) if is_worth_it else None
+        require_end_of_text(input_ids == eos_token_id, eos_token_id)
+        has_dropout = self.training and any(map(_drops, self.modules()))
+        return None if has_dropout else find_distinct_prefixes(input_ids, eos_token_id)
 
     def _run_layers(
         self, input_ids: Tensor, positions: Tensor | None, prefixes: Prefixes | None, **kwargs: Any

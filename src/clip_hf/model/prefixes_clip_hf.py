@@ -2,7 +2,8 @@
 
 What a causal tower computes at a position depends on the tokens up to it alone. Captions begin alike, prompts of one
 template even more so: of 10,000 captions, three tokens in ten are in a place that another caption has, too. So the
-residual stream holds one row for each prefix, and padding has none; only attention sees whole texts, which are short.
+residual stream holds one row for each prefix, and padding has none; of the layers, only attention sees whole texts,
+which are short.
 
 Shapes: T texts that are computed, L tokens, U prefixes, D width.
 """
@@ -12,6 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ROW_MULTIPLE = 256
+"""The prefixes of each text are filled up to one, so that compilers and allocators of memory see few sizes."""
+
 
 class Prefixes(NamedTuple):
     """Which places of some texts the tower computes, and which of these each place shows.
@@ -19,7 +23,8 @@ class Prefixes(NamedTuple):
     Args:
         input_ids: (T, L), each row with an end-of-text token.
         numbers: (T, L), the number of the prefix that ends in each place; behind the end of a text, of any.
-        places: (U,), where each prefix ends among the T * L places, the first of several.
+        places: (U,), where each prefix ends among the T * L places, the first of several. Rows that are there to fill
+            up, and that nobody reads, have the first.
         ends: (1, T), the numbers of the prefixes that are whole texts.
         texts: (B,), which of the T texts each one of the batch is.
     """
@@ -33,7 +38,7 @@ class Prefixes(NamedTuple):
     def require_texts(self, input_ids: Tensor) -> None:
         """Raises ValueError unless these are prefixes of the texts (B, L).
 
-        A compiled model sees shapes alone, and of an accelerator they alone are asked, which would be waited for.
+        A compiled model sees shapes alone, and to compare more on an accelerator would be to wait for it.
         """
         shape = (len(self.texts), self.numbers.shape[1])
         is_same = shape == input_ids.shape
@@ -101,6 +106,7 @@ def find_prefixes_of_each_text(input_ids: Tensor, eos_token_id: int) -> Prefixes
     of_padding = torch.arange(len(is_token), device=input_ids.device) % len(places)
     numbers = torch.where(is_token, is_token.cumsum(0) - 1, of_padding).view_as(input_ids)
     texts = torch.arange(len(input_ids), device=input_ids.device)
+    places = torch.nn.functional.pad(places, (0, -len(places) % ROW_MULTIPLE))
     return Prefixes(input_ids, numbers, places, _find_ends(numbers, input_ids, eos_token_id), texts)
 
 

@@ -123,7 +123,7 @@ class ZeroShotClassifier:
 
     @torch.no_grad()
     def compare(self, image_embeds: Tensor) -> Tensor:
-        """Returns the same of images whose unit embeddings (B, E) are given."""
+        """Returns the logits (B, C) of images by their unit embeddings (B, E)."""
         scale = self.model.scale if self.model.config.model_type == "clip_hf" else self.model.logit_scale.exp()
         with torch.autocast(image_embeds.device.type, enabled=False):
             return scale.to(image_embeds.device) * image_embeds @ self.weights.to(image_embeds.device).T
@@ -244,7 +244,7 @@ def embed_texts(
     eos_token_id = text_config.eos_token_id if model.config.model_type == "clip_hf" else tokenizer.eos_token_id
     length = min(tokenizer.model_max_length, text_config.max_position_embeddings)
     encoding = tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
-    if encoding.input_ids.shape[1] == length:  # or none is that long
+    if encoding.input_ids.shape[1] == length:  # otherwise no text was cut
         warn_of_cut_texts(encoding, length)
 
     def embed(input_ids: Tensor) -> Tensor:
