@@ -1,8 +1,8 @@
 """Times unit embeddings of images: ours, OpenCLIP's and transformers', of equal weights, as they come and compiled.
 
 On a CPU, what is compiled is frozen too, which packs the weights for the kernels, and compiled for batches of any size
-as well, for which torch takes other kernels. The floor is the matrix products of
-ours, done by torch.matmul in turn with the others.
+as well, for which torch takes other kernels. The floor is the matrix products of ours, done by torch.matmul in turn
+with the others.
 
 python scripts/benchmarks/image_features.py --architectures ViT-B/32 RN50
 """

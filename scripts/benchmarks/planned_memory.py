@@ -53,7 +53,7 @@ def build_config(name: str) -> ClipHfConfig:
 def text_length(config: ClipHfConfig, batch_size: int, chunk_size: int | None, device: str) -> int:
     """Returns the mean number of tokens of a text as it is embedded: padded to the longest of its chunk or group.
 
-    Attention alone sees padding, but in the chunks of an accelerator, and of what is kept for the backward pass, a
+    Except in the chunks of an accelerator, only attention sees padding, and of what is kept for the backward pass, a
     fourth is attention's. On a CPU beginnings are shared, too, but these texts have none in common.
     """
     torch.manual_seed(0)

@@ -2,8 +2,8 @@
 
 OpenCLIP pads every text to 77 tokens, transformers each batch to its longest text; ours sort the texts by length, and
 on a CPU compute each distinct beginning of a batch's texts once. Each as it comes and compiled, on a CPU frozen, too,
-which packs the weights for the kernels. All texts are embedded once, in parts, one a turn. OpenCLIP, to which all texts
-are of one length, gets some of them, and its time is multiplied.
+which packs the weights for the kernels. All texts are embedded once, in parts, one a turn. OpenCLIP, to which all
+texts are of one length, gets some of them, and its time is multiplied.
 
     python scripts/benchmarks/text_features.py --num_captions 10000 --num_classes 1000
 """

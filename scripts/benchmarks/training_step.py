@@ -1,8 +1,8 @@
 """Times a training step: forward, contrastive loss, backward and AdamW, on noise and captions of real lengths.
 
 OpenCLIP pads every caption to 77 tokens, transformers each batch to its longest; ours compute no padding, and on a CPU
-each distinct beginning of the captions once. Each as it comes and compiled, and on a GPU with the fastest kernels of
-cuDNN, for which OpenCLIP's training asks.
+each distinct beginning of the captions once; on a GPU, ours in chunks compute it, too. Each as it comes and compiled,
+and on a GPU OpenCLIP with cuDNN's fastest kernels, for which its training asks; ours does not, to resume alike.
 
     python scripts/benchmarks/training_step.py --architectures ViT-B/32 RN50 --batch_size 64
 """
@@ -73,12 +73,22 @@ def find_losses(
     return models, ways, our_ids.shape[1]
 
 
+def as_trained(name: str, step: Callable[[], None]) -> Callable[[], None]:
+    """Returns a step with the choice of cuDNN's kernels that the training of that name makes."""
+
+    def chosen_step() -> None:
+        torch.backends.cudnn.benchmark = name.startswith("open_clip")
+        step()
+
+    return chosen_step
+
+
 def measure(architecture: str, args: Namespace, captions: list[str]) -> dict[str, Any]:
     """Returns one case: the steps of one architecture."""
     models, losses, length = find_losses(architecture, captions, args)
     kind, dtype = torch.device(args.device).type, getattr(torch, args.dtype)
     # First of all, as this is what puts the models into training mode: compiled, they would be compiled twice.
-    steps: dict[str, Callable[[], None]] = {name: stepper(models[name], loss) for name, loss in losses.items()}
+    steps = {name: as_trained(name, stepper(models[name], loss)) for name, loss in losses.items()}
     with torch.autocast(kind, dtype, enabled=args.dtype != "float32"):
         difference = largest_difference({name: loss().detach() for name, loss in losses.items()}, args.dtype)
         floor = Floor.of(lambda: losses["clip_hf"]().backward(), args.device, args.dtype)
@@ -104,7 +114,6 @@ def main() -> None:
     parser.add_argument("--no_compile", dest="compile", action="store_false", help="measure each only as it comes")
     add_device(parser)
     args = parser.parse_args()
-    torch.backends.cudnn.benchmark = True
     captions = read_captions(args.captions, args.batch_size)
     save("Training step", "pairs", args, [measure(name, args, captions) for name in args.architectures])
 

@@ -122,7 +122,8 @@ def _why(missed: Mapping[str, Any], medians: Mapping[str, float], ours: str, flo
     if floor:
         reached, theirs = floor / medians[ours], floor / medians[peer]
         shares = f"Ours reach {reached:.0%} of the floor, {peer} {theirs:.0%}"
-        if 1 / theirs > missed["aim"]:
+        # Packed weights may beat the floor, whose products are of plain ones: it then bounds nothing.
+        if 1 / theirs > missed["aim"] or reached > 1:
             return f"{shares}."
         return f"{shares}: it takes {1 / theirs:.3g} times the floor of ours, and no more can be won over it."
     low, high = missed["quartiles"]
