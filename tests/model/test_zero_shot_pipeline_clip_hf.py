@@ -139,7 +139,7 @@ def test_saturated_scores_keep_the_order_of_the_labels(pipes, monkeypatch):
     labels = [f"label {number}" for number in range(30)]
     logits = torch.zeros(1, 30)
     logits[0, 17] = 200
-    monkeypatch.setattr(ZeroShotClassifier, "compare", lambda self, image_embeds: logits)
+    monkeypatch.setattr(ZeroShotClassifier, "logits", lambda self, image_embeds: logits)
     expected = stock.postprocess({"candidate_labels": labels, "logits": logits})
     assert ours(pictures()[0], candidate_labels=labels) == expected
     assert [one["label"] for one in expected] == [labels[17], *labels[:17], *labels[18:]]

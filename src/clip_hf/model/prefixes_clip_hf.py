@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 ROW_MULTIPLE = 256
-"""The prefixes of each text are filled up to one, so that compilers and allocators of memory see few sizes."""
+"""The prefixes of each text are filled up to a multiple of it: compilers and allocators of memory see few sizes."""
 
 
 class Prefixes(NamedTuple):

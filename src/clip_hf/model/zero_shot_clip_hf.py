@@ -119,10 +119,10 @@ class ZeroShotClassifier:
         Raises:
             ValueError: the model is in training mode, or the pixels do not fit it.
         """
-        return self.compare(embed_images(self.model, pixel_values))
+        return self.logits(embed_images(self.model, pixel_values))
 
     @torch.no_grad()
-    def compare(self, image_embeds: Tensor) -> Tensor:
+    def logits(self, image_embeds: Tensor) -> Tensor:
         """Returns the logits (B, C) of images by their unit embeddings (B, E)."""
         scale = self.model.scale if self.model.config.model_type == "clip_hf" else self.model.logit_scale.exp()
         with torch.autocast(image_embeds.device.type, enabled=False):

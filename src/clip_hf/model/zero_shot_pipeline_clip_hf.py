@@ -100,7 +100,7 @@ class ClipHfZeroShotPipeline(ZeroShotImageClassificationPipeline):
         names = tuple(dict.fromkeys(candidate_labels))
         # First, so that a GPU has the image while the processor looks whether the labels' features are current.
         image_embeds = embed_images(self.model, model_inputs["pixel_values"])
-        logits = self._classifier(names, templates).compare(image_embeds)
+        logits = self._classifier(names, templates).logits(image_embeds)
         if len(names) < len(candidate_labels):  # a label given twice is answered twice
             columns = {name: column for column, name in enumerate(names)}
             logits = logits[:, [columns[label] for label in candidate_labels]]
