@@ -37,13 +37,13 @@ LEARNING_RATES = {"sgd": 0.02, "adamw_torch": 1e-3}
 
 
 def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, Any]:
-    """What training left: log, parameters, rates, Adam's averages of the gradients, and how the model evaluates.
+    """What training left: log, parameters, rates, and how the model evaluates.
 
     Args:
         case: "name", "engine", "optim", and "model", the folder of the model to begin with; maybe "num_pairs",
-            "optim_state", whether to return Adam's averages, "captions", whether to evaluate images with several texts
-            as well, "counted", whether to count the bytes sent to reduce gradients, and arguments of training by their
-            own names under "arguments"; `use_cpu` is one, and true by default.
+            "captions", whether to evaluate images with several texts as well, "counted", whether to count the bytes
+            sent to reduce gradients, and arguments of training by their own names under "arguments"; `use_cpu` is one,
+            and true by default.
         folder: for the output.
         world_size: number of processes.
     """
@@ -86,9 +86,6 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
         log = [entry for entry in trainer.state.log_history if "loss" in entry]
     with gathered(trainer.model, case["engine"]):
         parameters = {name: whole(parameter) for name, parameter in trainer.model.named_parameters()}
-    averages = (
-        gradient_averages(trainer, case["engine"]) if case.get("optim_state", case["optim"] == "adamw_torch") else {}
-    )
     buffers = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
     return {
         "log": log,
@@ -97,7 +94,6 @@ def train(case: dict[str, Any], folder: Path, world_size: int = 1) -> dict[str, 
         "parameters": parameters,
         "buffers": buffers,
         "num_graphs": counters["stats"]["unique_graphs"],
-        "averages": averages,
         "metrics": metrics,
         "caption_metrics": caption_metrics,
     }
@@ -174,19 +170,6 @@ def decays_and_rates(trainer: ClipTrainer, engine: str) -> dict[str, tuple[float
         for group, parameters in zip(groups, members, strict=True)
         for parameter in parameters
     }
-
-
-def gradient_averages(trainer: ClipTrainer, engine: str) -> dict[str, Tensor]:
-    """Adam's average of each parameter's gradients, which is linear in them."""
-    if engine.startswith("zero"):
-        from deepspeed.utils import safe_get_full_optimizer_state as full_state
-
-        if engine in ("zero1", "zero2"):  # they look for the averages before the first step has made them
-            trainer.optimizer.optimizer._hp_optimizer_states_linked = False
-            trainer.optimizer.optimizer._lazy_init_hp_params_optimizer_state()
-    else:
-        full_state = lambda parameter, key: trainer.optimizer.state[parameter][key]  # noqa: E731
-    return {name: whole(full_state(parameter, "exp_avg")) for name, parameter in trainer.model.named_parameters()}
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -24,12 +24,6 @@ ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
 CHUNK_SIZES = {"vit": 3, "resnet": 4}
 TILE_SIZE = 5
 IMAGE_RATE = 0.005
-# Their gradient is zero but for rounding, which Adam blows up to whole steps: a softmax does not see what is added to
-# the keys of all positions alike.
-KEY_BIASES = ("qkv.bias", "k_proj.bias")
-# So it does where activations are nearly zero, and here their weights differ by 1e-3 after three steps; with an
-# epsilon of 1e-5, by 3e-6. What Adam is given is compared, and SGD holds the parameters.
-BLOWN_UP = "single-resnet-adamw_torch-whole"
 
 
 def make_case(
@@ -143,11 +137,8 @@ def assert_same_training(
     assert found["rates"] == expected["rates"]
     assert found["parameters"].keys() == expected["parameters"].keys()
     for name, parameter in expected["parameters"].items():
-        if found["averages"]:  # of gradients, whose norm is bounded by 1
-            assert torch.dist(found["averages"][name], expected["averages"][name]) < 1e-5, name
-        is_blown_up = name.endswith(KEY_BIASES) or case["name"].startswith(BLOWN_UP)
-        if not (found["averages"] and is_blown_up):
-            assert (found["parameters"][name] - parameter).abs().max() < 1e-5, name
+        # Rounding decides whether a unit of a ReLU that is nearly zero passes its gradient on.
+        assert torch.dist(found["parameters"][name], parameter) < 5e-3 * expected["moved"][name] + 1e-6, name
     assert len(found["log"]) == NUM_STEPS
     assert max(entry["grad_norm"] for entry in expected["log"]) > MAX_GRAD_NORM, "no gradient was clipped"
     for entry, expected_entry in zip(found["log"], expected["log"], strict=True):
@@ -228,14 +219,12 @@ def test_every_engine_locks_and_unlocks_as_one_process(steps, models, tmp_path):
     cases = [make_case(engine, "vit", "adamw_torch") for engine in ("single", *ENGINES)]
     for case in cases:
         case["arguments"]["image_locked_steps"] = steps
-        case["optim_state"] = steps != -1  # a tower locked for good has none
     expected = train(cases[0] | {"model": str(models / "vit")}, tmp_path)
     results = launch(cases[1:], models, tmp_path)
     before = ClipHfModel.from_pretrained(models / "vit").state_dict()
     for case in cases[1:]:
         for name, parameter in results[case["name"]]["parameters"].items():
-            if not name.endswith(KEY_BIASES):
-                assert (parameter - expected["parameters"][name]).abs().max() < 1e-5, (case["name"], name)
+            assert (parameter - expected["parameters"][name]).abs().max() < 1e-5, (case["name"], name)
             if steps == -1 and name.startswith("vision_model"):
                 assert torch.equal(parameter, before[name]), (case["name"], name)
 
