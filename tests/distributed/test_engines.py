@@ -13,10 +13,10 @@ from transformers import AutoModel
 
 from clip_hf import ClipHfModel
 from clip_hf.training import ClipTrainer, ClipTrainingArguments
-from tests.distributed.one_process import ADAM_EPSILON, MAX_LOGIT_SCALE, NUM_RANKS, reference
+from tests.distributed.one_process import ADAM_EPSILONS, MAX_LOGIT_SCALE, NUM_RANKS, reference
 from tests.distributed.run_engines import BATCH_SIZE, MAX_GRAD_NORM, NUM_EVAL_PAIRS, NUM_STEPS, train
 from tests.ranks import launched_environment
-from tests.tiny_models import tiny_model
+from tests.tiny_models import randomize_batch_norms, tiny_model
 from tests.tiny_pairs import TinyCaptions, TinyPairs, collate, collate_captions
 
 ENGINES = ("ddp", "zero1", "zero2", "zero3", "zero3_offload", "fsdp2")
@@ -48,7 +48,7 @@ def make_case(
         "arguments": {
             "grad_cache_chunk_size": CHUNK_SIZES[tower] if chunked else None,
             "loss_tile_size": TILE_SIZE if tiled else None,
-            "adam_epsilon": ADAM_EPSILON,
+            "adam_epsilon": ADAM_EPSILONS[tower],
             "sync_batch_norm": synced,
             "image_learning_rate": image_rate,
         },
@@ -82,6 +82,7 @@ def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for name, tower in {"vit": "vit", "resnet": "resnet", "vit-hot": "vit", "vit-memorized": "vit"}.items():
         model = tiny_model(tower)
+        randomize_batch_norms(model)  # gains of zero would keep a block's gradients from what lies in it
         if name == "vit-memorized":
             memorize(model)
         if name in ("vit-hot", "vit-memorized"):
@@ -136,14 +137,16 @@ def assert_same_training(
             assert torch.allclose(found["buffers"][name], buffer, rtol=1e-5, atol=1e-5), name
     assert found["rates"] == expected["rates"]
     assert found["parameters"].keys() == expected["parameters"].keys()
+    # Rounding decides whether a unit of a ReLU that is nearly zero passes its gradient on: in so small a ResNet, a
+    # hundredth of its channel's.
+    tolerance = 5e-2 if case["model"] == "resnet" else 1e-3
     for name, parameter in expected["parameters"].items():
-        # Rounding decides whether a unit of a ReLU that is nearly zero passes its gradient on.
-        assert torch.dist(found["parameters"][name], parameter) < 5e-3 * expected["moved"][name] + 1e-6, name
+        assert torch.dist(found["parameters"][name], parameter) < tolerance * expected["moved"][name] + 1e-6, name
     assert len(found["log"]) == NUM_STEPS
     assert max(entry["grad_norm"] for entry in expected["log"]) > MAX_GRAD_NORM, "no gradient was clipped"
     for entry, expected_entry in zip(found["log"], expected["log"], strict=True):
         for key, value in expected_entry.items():
-            assert entry[key] == pytest.approx(value, rel=1e-4, abs=1e-6), key
+            assert entry[key] == pytest.approx(value, rel=tolerance / 10, abs=1e-6), key
 
 
 @pytest.fixture(scope="module")

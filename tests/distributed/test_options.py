@@ -19,7 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 FILES = {"average": "ema/model.safetensors", "adapter": "adapter/adapter_model.safetensors"}
 # What is added to all keys alike has no gradient but rounding, of which Adam makes whole steps.
-KEY_BIASES = ("qkv.bias", "k_proj.bias")
+KEY_BIASES = "qkv.bias"
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:

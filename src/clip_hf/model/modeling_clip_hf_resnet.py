@@ -104,27 +104,42 @@ class ClipHfKeyProjection(nn.Linear):
         """Returns keys (B, L, D) for tokens (B, L, D) or, for one query (B, H, D / H), its logits (B, H, L)."""
         if query is None:
             return super().forward(tokens)
-        weight, bias = (part.unflatten(0, query.shape[1:]) for part in (self.weight, self.bias))
-        of_bias = (query * bias).sum(-1, keepdim=True)  # the softmax drops it, but each parameter has a gradient
-        return torch.einsum("bhd,hdc->bhc", query, weight) @ tokens.transpose(1, 2) + of_bias
+        heads = query.shape[1:]
+        if _is_packed(self.weight):
+            return torch.einsum("bhd,blhd->bhl", query, super().forward(tokens).unflatten(-1, heads))
+        logits = torch.einsum("bhd,hdc->bhc", query, self.weight.unflatten(0, heads)) @ tokens.transpose(1, 2)
+        of_bias = (query * self.bias.unflatten(0, heads)).sum(dim=-1, keepdim=True)
+        return logits + of_bias.to(logits.dtype)  # a softmax drops it, but so it has a gradient
 
 
 class ClipHfValueProjection(nn.Linear):
-    """The map from tokens to values, or straight to their mean by the weights of one query.
+    """The map from tokens to values, or straight to the values' mean by the attention of one query.
 
-    As these sum to one, sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b: tokens are averaged before W.
+    As attention sums to one, sum_i a_i (W x_i + b) = W (sum_i a_i x_i) + b: tokens are averaged before W.
     """
 
-    def forward(self, tokens: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Returns values (B, L, D) for tokens (B, L, D) or, for weights (B, H, L), their mean of all heads (B, D)."""
-        if weights is None:
+    def forward(self, tokens: Tensor, attention: Tensor | None = None) -> Tensor:
+        """Returns values (B, L, D) for tokens (B, L, D) or, for attention (B, H, L), the means of all heads (B, D)."""
+        if attention is None:
             return super().forward(tokens)
-        weight = self.weight.unflatten(0, (weights.shape[1], -1))
-        return torch.einsum("bhc,hdc->bhd", weights @ tokens, weight).flatten(1) + self.bias
+        heads = (attention.shape[1], -1)
+        if _is_packed(self.weight):
+            return torch.einsum("bhl,blhd->bhd", attention, super().forward(tokens).unflatten(-1, heads)).flatten(1)
+        means = torch.einsum("bhc,hdc->bhd", attention @ tokens, self.weight.unflatten(0, heads)).flatten(1)
+        return means + self.bias.to(means.dtype)
+
+
+def _is_packed(weight: Tensor) -> bool:
+    # Quantization may leave a tensor of its own kind, which a linear map takes and nothing else does.
+    return hasattr(weight, "__tensor_flatten__")
 
 
 class ClipHfAttentionPool(nn.Module):
-    """One layer of multi-head attention whose query is the mean over all positions."""
+    """One layer of multi-head attention whose query is the mean over all positions.
+
+    What is written out here for one query is the same whichever implementation of attention is chosen. An adapter in
+    the place of a projection is a plain linear map to it, and gets the chosen one.
+    """
 
     def __init__(self, config: ClipHfResNetConfig) -> None:
         super().__init__()
@@ -138,25 +153,18 @@ class ClipHfAttentionPool(nn.Module):
         self.v_proj = ClipHfValueProjection(config.hidden_size, config.hidden_size)
 
     def forward(self, feature_map: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns (B, D) and the attention weights (B, H, 1, 1 + S * S), for a feature map (B, D, S, S)."""
+        """Returns (B, D) and the attention (B, H, 1, 1 + S * S) or None, for a feature map (B, D, S, S)."""
         positions = interpolate_positions(self.position_embedding, *feature_map.shape[-2:])
         tokens = feature_map.flatten(2).transpose(1, 2)
         tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1) + positions  # (B, 1 + S * S, D)
         query = self._split_heads(self.q_proj(tokens[:, :1]))
-        if self._maps_one_query():
-            weights = self.k_proj(tokens, query.squeeze(2) * query.shape[-1] ** -0.5).softmax(dim=-1)
-            return self.v_proj(tokens, weights), weights.unsqueeze(2)
+        if isinstance(self.k_proj, ClipHfKeyProjection) and isinstance(self.v_proj, ClipHfValueProjection):
+            scaled = query.squeeze(2) * query.shape[-1] ** -0.5
+            attention = self.k_proj(tokens, scaled).softmax(dim=-1).to(query.dtype)
+            return self.v_proj(tokens, attention), attention.unsqueeze(2)
         key, value = self._split_heads(self.k_proj(tokens)), self._split_heads(self.v_proj(tokens))
-        attended, weights = attend(self, query, key, value, None)
-        return attended[:, 0], weights
-
-    def _maps_one_query(self) -> bool:
-        # Not where an adapter or quantization put a layer, or a weight, of its own in the place of one of these.
-        return (
-            isinstance(self.k_proj, ClipHfKeyProjection)
-            and isinstance(self.v_proj, ClipHfValueProjection)
-            and not any(hasattr(layer.weight, "__tensor_flatten__") for layer in (self.k_proj, self.v_proj))
-        )
+        attended, attention = attend(self, query, key, value, None)
+        return attended[:, 0], attention
 
     def _split_heads(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, L, D / H)
