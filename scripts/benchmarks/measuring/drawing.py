@@ -48,11 +48,14 @@ def draw_ratios(bars: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     spreads = [[one["times_faster"] - one["quartiles"][0] for one in bars.values()]]
     spreads += [[one["quartiles"][1] - one["times_faster"] for one in bars.values()]]
     colors = ["C0" if one["times_faster"] >= (one["aim"] or 1) else "C1" for one in bars.values()]
-    drawn = axes.barh(labels, ratios, color=colors, xerr=spreads, error_kw={"elinewidth": 0.8})
-    axes.bar_label(drawn, [f" {ratio:.3g}" for ratio in ratios])
+    axes.barh(labels, ratios, color=colors, xerr=spreads, error_kw={"elinewidth": 0.8})
     for row, one in enumerate(bars.values()):
+        end = max(one["times_faster"], one["quartiles"][1])
         if one["aim"]:
             axes.plot(one["aim"], row, "|", color="black", markersize=14)
+            if end < one["aim"] < 1.3 * end:  # the figure would lie over the mark
+                end = one["aim"]
+        axes.annotate(f"{one['times_faster']:.3g}", (end, row), (6, 0), textcoords="offset points", va="center")
     axes.axvline(1, color="black", linewidth=0.8)
     highest = max(max(one["times_faster"], one["aim"] or 0) for one in bars.values())
     label = "times as fast as the peer, with quartiles\n| marks the aim; orange is short of it"
