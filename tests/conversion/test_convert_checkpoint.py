@@ -1,5 +1,6 @@
 """The command line of scripts/convert_checkpoint.py: what it prints, makes, refuses, and how much memory it takes."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -76,16 +77,31 @@ def test_weights_without_openais_numbers_are_assumed_to_be_openais_aloud(paths, 
 
 
 def test_terminated_it_leaves_nothing(paths, tmp_path):
-    """The tokenizer is a pipe that nobody writes to: reading it lasts until the signal."""
-    os.mkfifo(tmp_path / "vocabulary.gz")
+    """The tokenizer is a pipe that nothing is written to: reading it lasts until the signal."""
+    pipe = tmp_path / "vocabulary.gz"
+    os.mkfifo(pipe)
     command = [sys.executable, SCRIPT, paths["openai"], tmp_path / "new" / "clip", "--to", "clip_hf", "--tokenizer"]
-    process = subprocess.Popen(list(map(str, [*command, tmp_path / "vocabulary.gz"])))
-    while not list(tmp_path.glob("new/.clip.*")):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.terminate()
-    assert process.wait(timeout=60) == 143
+    process = subprocess.Popen(list(map(str, [*command, pipe])))
+    try:
+        writer = open_for_writing(pipe, process)
+        assert list(tmp_path.glob("new/.clip.*"))
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    finally:
+        process.kill()
+    os.close(writer)
     assert os.listdir(tmp_path) == ["vocabulary.gz"]
+
+
+def open_for_writing(pipe, process):
+    """Waits until the process has opened the pipe: a signal just before that would not interrupt the opening."""
+    while process.poll() is None:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            assert error.errno == errno.ENXIO  # nobody reads it yet
+            time.sleep(0.05)
+    raise AssertionError(f"ended with {process.returncode} before it read the pipe")
 
 
 def test_to_openai_says_that_tokenizer_and_preprocessing_are_the_codes(main, paths, tmp_path, capsys):

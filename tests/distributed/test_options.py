@@ -18,14 +18,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "resolution": {"arguments": {"smaller_image_sizes": [16, 24], "full_size_share": 0.25}},  # 16, 16, 24, 32 pixels
 }
 FILES = {"average": "ema/model.safetensors", "adapter": "adapter/adapter_model.safetensors"}
-# What is added to all keys alike has no gradient but rounding, of which Adam makes whole steps.
-KEY_BIASES = "qkv.bias"
+# Its part of the keys, added to all of them alike, has no gradient but rounding, of which Adam makes whole steps.
+QKV_BIAS = "qkv.bias"
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """The largest difference of any parameter that has a gradient."""
     assert found.keys() == expected.keys()
-    names = [name for name in expected if not name.endswith(KEY_BIASES)]
+    names = [name for name in expected if not name.endswith(QKV_BIAS)]
     return max((found[name] - expected[name]).abs().max().item() for name in names)
 
 

@@ -104,10 +104,10 @@ class ClipHfKeyProjection(nn.Linear):
         """Returns keys (B, L, D) for tokens (B, L, D) or, for one query (B, H, D / H), its logits (B, H, L)."""
         if query is None:
             return super().forward(tokens)
-        heads = query.shape[1:]
-        if _is_packed(self.weight):
+        weight, heads = self.weight, query.shape[1:]
+        if _is_packed(weight):
             return torch.einsum("bhd,blhd->bhl", query, super().forward(tokens).unflatten(-1, heads))
-        logits = torch.einsum("bhd,hdc->bhc", query, self.weight.unflatten(0, heads)) @ tokens.transpose(1, 2)
+        logits = torch.einsum("bhd,hdc->bhc", query, weight.unflatten(0, heads)) @ tokens.transpose(1, 2)
         of_bias = (query * self.bias.unflatten(0, heads)).sum(dim=-1, keepdim=True)
         return logits + of_bias.to(logits.dtype)  # a softmax drops it, but so it has a gradient
 
@@ -122,10 +122,10 @@ class ClipHfValueProjection(nn.Linear):
         """Returns values (B, L, D) for tokens (B, L, D) or, for attention (B, H, L), the means of all heads (B, D)."""
         if attention is None:
             return super().forward(tokens)
-        heads = (attention.shape[1], -1)
-        if _is_packed(self.weight):
+        weight, heads = self.weight, (attention.shape[1], -1)
+        if _is_packed(weight):
             return torch.einsum("bhl,blhd->bhd", attention, super().forward(tokens).unflatten(-1, heads)).flatten(1)
-        means = torch.einsum("bhc,hdc->bhd", attention @ tokens, self.weight.unflatten(0, heads)).flatten(1)
+        means = torch.einsum("bhc,hdc->bhd", attention @ tokens, weight.unflatten(0, heads)).flatten(1)
         return means + self.bias.to(means.dtype)
 
 
@@ -137,8 +137,8 @@ def _is_packed(weight: Tensor) -> bool:
 class ClipHfAttentionPool(nn.Module):
     """One layer of multi-head attention whose query is the mean over all positions.
 
-    What is written out here for one query is the same whichever implementation of attention is chosen. An adapter in
-    the place of a projection is a plain linear map to it, and gets the chosen one.
+    For one query attention is written out here, whichever implementation is configured. Where an adapter has taken the
+    place of a projection, every token is mapped to a key and a value, and the configured implementation attends.
     """
 
     def __init__(self, config: ClipHfResNetConfig) -> None:
